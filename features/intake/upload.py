@@ -1,0 +1,233 @@
+"""Empties the write-ahead log: every sealed segment is uploaded to S3 and applied to the on-line features.
+
+The two are independent workers over one backlog, because either may be down while the other is not; a segment's
+file is removed when both are done with it. Both may repeat a segment after a crash: uploads are content-addressed and
+readers de-duplicate, and applying twice changes nothing (``features.histories.windows``). On-line features are derived
+data: when their store stays away longer than the disk has room, their oldest segments are skipped and counted.
+Left out: more than one uploader, since one keeps ahead of one log.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from features.intake import partitions
+from features.intake.events import Decoded, decode
+from features.intake.rejected import reject
+from features.intake.wal import Segment
+from features.storage import ObjectMissing, Storage
+
+log = logging.getLogger(__name__)
+
+UPLOAD, UPDATE = "upload", "update"
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
+_TAKEN_BYTES = 16 * 1024 * 1024
+_TRIES_OF_BAD_DATA = 5
+
+
+def upload(storage: Storage, decoded: Decoded) -> None:
+    """Stores events under ``events/kind=.../`` and refused ones under ``rejected/events/``."""
+    try:
+        for kind, table in decoded.tables.items():
+            partitions.write(storage, f"events/kind={kind}", table)
+        reject(storage, "events", decoded.rejected)
+    except ObjectMissing:
+        storage.ensure_bucket()
+        raise
+
+
+def update(apply: Callable[[pa.Table, pa.Table], object], decoded: Decoded) -> None:
+    """Hands impressions and feedback to ``features.updater.Updater.apply``."""
+    impressions, feedback = decoded.tables["impression"], decoded.tables["feedback"]
+    if impressions.num_rows or feedback.num_rows:
+        apply(impressions, feedback)
+
+
+@dataclass
+class _Entry:
+    segment: Segment
+    todo: set[str]
+
+
+class Backlog:
+    """Sealed segments, oldest first, and which of the ``steps`` each still needs. Safe between threads."""
+
+    def __init__(self, steps: Sequence[str]) -> None:
+        self.steps = tuple(steps)
+        self._changed = threading.Condition()
+        self._entries: deque[_Entry] = deque()
+        self._hurried = 0.0
+
+    def add(self, segment: Segment) -> None:
+        """Takes over a segment; it is removed from disk when every step is done with it."""
+        with self._changed:
+            self._entries.append(_Entry(segment, set(self.steps)))
+            self._changed.notify_all()
+
+    def take(self, step: str, linger: float, stopped: Callable[[], bool]) -> list[Segment]:
+        """The oldest segments that need ``step``, once the oldest is ``linger`` seconds old; [] when stopped."""
+        with self._changed:
+            while not stopped():
+                waiting = self._waiting(step)
+                if waiting:
+                    missing = waiting[0].since + linger - time.time()
+                    if missing <= 0 or sum(s.size for s in waiting) >= _TAKEN_BYTES or self.hurried():
+                        return _first_bytes(waiting, _TAKEN_BYTES)
+                self._changed.wait(min(missing, 1.0) if waiting else 1.0)
+            return []
+
+    def done(self, step: str, segments: Sequence[Segment]) -> None:
+        """Marks ``step`` as done; removes the segments that nothing else needs."""
+        numbers = {segment.number for segment in segments}
+        with self._changed:
+            for entry in self._entries:
+                if entry.segment.number in numbers:
+                    entry.todo.discard(step)
+                    if not entry.todo:
+                        entry.segment.remove()
+            self._entries = deque(entry for entry in self._entries if entry.todo)
+            self._changed.notify_all()
+
+    def hurry(self, seconds: float) -> None:
+        """Makes workers take what there is at once, and retry without long waits, for that long."""
+        with self._changed:
+            self._hurried = time.monotonic() + seconds
+            self._changed.notify_all()
+
+    def hurried(self) -> bool:
+        """Whether somebody waits for the backlog to be empty."""
+        return time.monotonic() < self._hurried
+
+    def pause(self, seconds: float, stopped: Callable[[], bool]) -> None:
+        """Waits, shortly when hurried or stopped."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not stopped() and (left := until - time.monotonic()) > 0:
+                if self.hurried() and seconds - left >= _FIRST_WAIT_S:
+                    return
+                self._changed.wait(min(left, _FIRST_WAIT_S))
+
+    def wait_done(self, number: int, timeout: float) -> bool:
+        """Waits until no segment up to ``number`` needs anything; False on timeout."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._entries or self._entries[0].segment.number > number, timeout
+            )
+
+    def newest(self) -> int:
+        """Number of the newest segment, 0 when there is none."""
+        with self._changed:
+            return self._entries[-1].segment.number if self._entries else 0
+
+    def size(self, step: str) -> tuple[int, int]:
+        """(segments, bytes) that need ``step``."""
+        with self._changed:
+            waiting = self._waiting(step)
+        return len(waiting), sum(segment.size for segment in waiting)
+
+    def age(self, step: str) -> float:
+        """Seconds since the oldest record that needs ``step`` was logged, 0 when none does."""
+        with self._changed:
+            waiting = self._waiting(step)
+        return max(0.0, time.time() - waiting[0].since) if waiting else 0.0
+
+    def wake(self) -> None:
+        """Lets waiting workers see that they were stopped."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _waiting(self, step: str) -> list[Segment]:
+        return [entry.segment for entry in self._entries if step in entry.todo]
+
+
+@dataclass(eq=False, kw_only=True)
+class Worker:
+    """One thread that does one step for every segment, in order, and retries with back-off and jitter."""
+
+    backlog: Backlog
+    step: str
+    work: Callable[[Decoded], None]
+    linger: float = 0.0
+    """Seconds that a segment may wait for company, so that objects do not get too small."""
+    skip_above_bytes: int | None = None
+    """Derived data only: segments beyond this much backlog are given up while the work fails."""
+    on_failure: Callable[[], None] = lambda: None
+    on_skip: Callable[[int], None] = lambda events: None
+    on_done: Callable[[Decoded], None] = lambda decoded: None
+    failure: str | None = field(default=None, init=False)
+    """Why the last try failed, None after a success."""
+
+    def __post_init__(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"wal-{self.step}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Stops after the present segment; what is left stays in the log."""
+        self._stopping = True
+        self.backlog.wake()
+        self._thread.join(timeout)
+
+    def _stopped(self) -> bool:
+        return self._stopping
+
+    def _run(self) -> None:
+        while segments := self.backlog.take(self.step, self.linger, self._stopped):
+            decoded = decode([body for segment in segments for body in segment.records()])
+            if self._persist(decoded):
+                self.backlog.done(self.step, segments)
+
+    def _persist(self, decoded: Decoded) -> bool:
+        """Tries until it is done or given up; False when stopped before."""
+        tries = 0
+        while not self._stopping:
+            tries += 1
+            try:
+                self.work(decoded)
+            except Exception as error:  # whatever it is, the log keeps the rows and the thread must live
+                self._failed(error, tries)
+            else:
+                self.failure = None
+                self.on_done(decoded)
+                return True
+            if self._hopeless(tries):
+                self.on_skip(sum(table.num_rows for table in decoded.tables.values()))
+                log.error("%s: gave up %d tries of a segment: %s", self.step, tries, self.failure)
+                return True
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries - 1, 10))
+            self.backlog.pause(wait * random.uniform(0.5, 1.0), self._stopped)
+        return False
+
+    def _failed(self, error: Exception, tries: int) -> None:
+        self.on_failure()
+        self.failure = f"{type(error).__name__}: {error}"
+        self._bad_data = isinstance(error, ValueError | TypeError | KeyError)
+        if tries == 1 or tries % 20 == 0:
+            log.warning("%s failed (try %d), the log keeps the rows: %s", self.step, tries, self.failure)
+
+    def _hopeless(self, tries: int) -> bool:
+        if self.skip_above_bytes is None:
+            return False
+        return self.backlog.size(self.step)[1] > self.skip_above_bytes or (
+            self._bad_data and tries >= _TRIES_OF_BAD_DATA
+        )
+
+
+def _first_bytes(segments: list[Segment], limit: int) -> list[Segment]:
+    taken, size = [], 0
+    for segment in segments:
+        if taken and size + segment.size > limit:
+            break
+        taken.append(segment)
+        size += segment.size
+    return taken

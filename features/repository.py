@@ -1,0 +1,52 @@
+"""Opens the Feast repository of ``features/store`` with addresses from the settings instead of the environment.
+
+The same YAML serves ``feast apply`` and this module; only here may several homes live in one process.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from feast import FeatureStore
+from feast.repo_config import RepoConfig
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
+from redis.retry import Retry
+
+from features.settings import Settings, settings
+
+# On a file registry Feast warns that serving while materializing "typically has no effect"; SQL registries need it.
+logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
+
+REPOSITORY = Path(__file__).parent / "store"
+
+
+def feast_home(config: Settings | None = None) -> Path:
+    """The absolute folder of registry and snapshots, ``<ONEREC_HOME>/feast``."""
+    return (config or settings()).home.absolute() / "feast"
+
+
+def open_store(home: Path | None = None, config: Settings | None = None) -> FeatureStore:
+    """The feature store whose registry and snapshots live in ``home`` (default ``feast_home``); opens no connection."""
+    config = config or settings()
+    text = (REPOSITORY / "feature_store.yaml").read_text()
+    values = {
+        "${ONEREC_HOME}/feast": str((home or feast_home(config)).absolute()),
+        "${ONEREC_REDIS}": config.redis,
+        "${ONEREC_REDIS_PASSWORD}": config.redis_password.get_secret_value(),
+    }
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return FeatureStore(config=RepoConfig(**yaml.safe_load(text), repo_path=REPOSITORY))
+
+
+def redis_client(store: FeatureStore) -> Any:
+    """The Redis client that ``store`` reads and writes through, told to give up within a second.
+
+    Its default sleeps between three retries, which turns a dead server into seconds of waiting, and Feast's connection
+    string cannot say otherwise. One immediate retry covers a pooled connection cut by a restart; timeouts have none.
+    """
+    client = store._get_provider().online_store._get_client(store.config.online_store)  # type: ignore[attr-defined]
+    client.set_retry(Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)))
+    return client

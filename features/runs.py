@@ -1,0 +1,85 @@
+"""A pipeline run's artefacts in object storage: idempotent, resumable stages under ``runs/<run_id>/<stage>/``.
+
+A stage does its work in a scratch folder and uploads it; ``done.json`` is written last. Asked again with the
+same inputs it returns at once, so that a retried pipeline repeats nothing; other inputs under the same run id
+redo it. The returned digest names the content and is what the next stage takes as its input.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.storage import ObjectMissing, Storage
+
+UNHASHED = ("metrics.json", "metrics.jsonl")
+"""Files that hold timings: reported, but not part of a stage's content."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pipeline run; ``run_id`` is stable across retries."""
+
+    storage: Storage
+    run_id: str
+
+    def prefix(self, stage: str) -> str:
+        """Where the stage's files lie in the bucket."""
+        return f"runs/{self.run_id}/{stage}"
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage recorded (``digest``, ``inputs``, ``summary``), or None."""
+        try:
+            record: dict[str, Any] = self.storage.get_json(f"{self.prefix(stage)}/done.json")
+        except ObjectMissing:
+            return None
+        return record
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """The finished stage's summary; raises ObjectMissing when it did not finish."""
+        record = self.done(stage)
+        if record is None:
+            raise ObjectMissing(f"stage {stage!r} of run {self.run_id!r} has not finished")
+        summary: dict[str, Any] = record["summary"]
+        return summary
+
+    def fetch(self, stage: str, folder: Path) -> Path:
+        """Downloads a finished stage into ``folder/<stage>``."""
+        if self.done(stage) is None:
+            raise ObjectMissing(f"stage {stage!r} of run {self.run_id!r} has not finished")
+        return self.storage.get_folder(self.prefix(stage), folder / stage)
+
+    def stage(self, stage: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> str:
+        """Runs ``work(scratch folder) -> summary`` unless done with these inputs; returns the content digest."""
+        inputs = json.loads(json.dumps(inputs, default=str))
+        record = self.done(stage)
+        if record is not None and record["inputs"] == inputs:
+            return str(record["digest"])
+        with tempfile.TemporaryDirectory(prefix=f"onerec-{stage}-") as scratch:
+            folder = Path(scratch) / stage
+            folder.mkdir()
+            summary = work(folder)
+            digest = folder_digest(folder)
+            self._replace(stage, folder)
+        self.storage.put_json(
+            f"{self.prefix(stage)}/done.json", {"digest": digest, "inputs": inputs, "summary": summary}
+        )
+        return digest
+
+    def _replace(self, stage: str, folder: Path) -> None:
+        self.storage.remove(f"{self.prefix(stage)}/done.json")
+        for key in self.storage.keys(f"{self.prefix(stage)}/"):
+            self.storage.remove(key)
+        self.storage.put_folder(self.prefix(stage), folder)
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and contents below ``folder``, without the files that hold timings."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in UNHASHED):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

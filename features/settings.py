@@ -1,0 +1,38 @@
+"""Addresses and credentials of the services, from ``ONEREC_*`` environment variables, read once.
+
+The same code runs on one machine and in a cluster; only these values differ. On one machine
+``pipelines.stack`` exports them; in a cluster the chart does. Nothing else reads the environment.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where each service listens and how to authenticate; defaults are loopback, without credentials."""
+
+    model_config = SettingsConfigDict(env_prefix="ONEREC_", extra="ignore")
+
+    home: Path = Path(".onerec")
+    s3_endpoint: str = "127.0.0.1:8333"
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_secure: bool = False
+    bucket: str = "onerec"
+    redis: str = "127.0.0.1:6379"
+    redis_password: SecretStr = SecretStr("")
+    collector_url: str = "http://127.0.0.1:8090"
+    client_token: SecretStr = SecretStr("")
+    server_token: SecretStr = SecretStr("")
+    server_url: str = "http://127.0.0.1:8080"
+    ray_address: str = ""
+    evidently_url: str = ""
+
+
+@cache
+def settings() -> Settings:
+    """The process-wide settings; call ``settings.cache_clear()`` after changing the environment."""
+    return Settings()

@@ -1,0 +1,161 @@
+"""Object storage: one bucket behind the S3 protocol, always through the ``minio`` client.
+
+Immutable objects use content-addressed keys, so a repeated upload overwrites itself harmlessly; the few
+mutable pointers (aliases, catalogue heads) have one writer each (docs/decisions/0002-object-storage.md).
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from features.settings import Settings, settings
+
+
+class StorageUnavailable(RuntimeError):
+    """The object store did not answer; the message says which endpoint and what to do."""
+
+
+class ObjectMissing(KeyError):
+    """No object has this key."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Reads and writes objects of one bucket. Every method raises StorageUnavailable when S3 is down."""
+
+    client: Minio
+    bucket: str
+    endpoint: str
+
+    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> str:
+        """Writes ``data`` under ``key``; returns its sha256."""
+        with self._reporting(key):
+            self.client.put_object(self.bucket, key, io.BytesIO(data), len(data), content_type=content_type)
+        return hashlib.sha256(data).hexdigest()
+
+    def get(self, key: str) -> bytes:
+        """The bytes under ``key``; raises ObjectMissing."""
+        with self._reporting(key):
+            response = self.client.get_object(self.bucket, key)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
+
+    def put_json(self, key: str, value: Any) -> str:
+        """Writes ``value`` as readable JSON; returns its sha256."""
+        return self.put(key, json.dumps(value, indent=1, sort_keys=True, default=str).encode(), "application/json")
+
+    def get_json(self, key: str) -> Any:
+        """The JSON value under ``key``; raises ObjectMissing."""
+        return json.loads(self.get(key))
+
+    def put_table(self, key: str, table: pa.Table) -> str:
+        """Writes ``table`` as zstd Parquet; returns the sha256 of the file."""
+        return self.put(key, table_bytes(table), "application/vnd.apache.parquet")
+
+    def get_table(self, key: str, columns: list[str] | None = None) -> pa.Table:
+        """The Parquet table under ``key``; raises ObjectMissing."""
+        return pq.read_table(pa.BufferReader(self.get(key)), columns=columns)
+
+    def put_folder(self, prefix: str, folder: Path) -> None:
+        """Uploads every file below ``folder`` under ``prefix/``."""
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def get_folder(self, prefix: str, folder: Path) -> Path:
+        """Downloads every object under ``prefix/`` into ``folder``; raises ObjectMissing when there is none."""
+        keys = list(self.keys(f"{prefix}/"))
+        if not keys:
+            raise ObjectMissing(f"nothing is stored under {prefix}/")
+        for key in keys:
+            path = folder / key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.get(key))
+        return folder
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys that begin with ``prefix``, in lexical order."""
+        with self._reporting(prefix):
+            listed = [o.object_name for o in self.client.list_objects(self.bucket, prefix=prefix, recursive=True)]
+        return iter(sorted(name for name in listed if name is not None))
+
+    def exists(self, key: str) -> bool:
+        """Whether an object has this key."""
+        try:
+            with self._reporting(key):
+                self.client.stat_object(self.bucket, key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def remove(self, key: str) -> None:
+        """Removes the object; no error when it is absent."""
+        with self._reporting(key):
+            self.client.remove_object(self.bucket, key)
+
+    def ensure_bucket(self) -> None:
+        """Creates the bucket when it is absent."""
+        with self._reporting(self.bucket):
+            if not self.client.bucket_exists(self.bucket):
+                self.client.make_bucket(self.bucket)
+
+    def _reporting(self, key: str) -> "_Reporting":
+        return _Reporting(self.endpoint, key)
+
+
+@dataclass(frozen=True)
+class _Reporting:
+    """Turns the client's errors into ours, with the endpoint and what to do."""
+
+    endpoint: str
+    key: str
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, S3Error):
+            if error.code in ("NoSuchKey", "NoSuchObject", "NoSuchBucket"):
+                raise ObjectMissing(f"no object {self.key!r} at {self.endpoint} ({error.code})") from error
+            raise StorageUnavailable(f"S3 at {self.endpoint} refused {self.key!r}: {error.code}") from error
+        if isinstance(error, urllib3.exceptions.HTTPError | OSError):
+            raise StorageUnavailable(
+                f"S3 at {self.endpoint} does not answer ({type(error).__name__}); "
+                "see `onerec status`, or start it with `onerec up`"
+            ) from error
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """``table`` as zstd-compressed Parquet bytes; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def connect(config: Settings | None = None) -> Storage:
+    """Storage at the configured endpoint; connections fail within seconds instead of minutes."""
+    config = config or settings()
+    http = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=3, read=30), maxsize=16, retries=urllib3.Retry(total=2, backoff_factor=0.2)
+    )
+    client = Minio(
+        endpoint=config.s3_endpoint,
+        access_key=config.s3_access_key.get_secret_value() or None,
+        secret_key=config.s3_secret_key.get_secret_value() or None,
+        secure=config.s3_secure,
+        http_client=http,
+        region="us-east-1",
+    )
+    return Storage(client, config.bucket, config.s3_endpoint)

@@ -1,0 +1,202 @@
+"""The default world: a simulated short-video app whose organic traffic has the marginals of KuaiRand.
+
+What a user feels for a video is ``taste . topics + quality + freshness - duration mismatch``; ``responses`` turns it
+into play time and feedback calibrated to KuaiRand (Gao et al., CIKM 2022), ``sessions`` into leaving and returning. On
+``drift_day`` most users turn to trending topics, videos about them arrive, and older videos of other topics go stale, so
+that a model trained before is measurably worse than one trained after. Left out: social effects, creators who react.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from features.datasets.dataset import Dataset
+from features.world.calibration import kuairand_responses
+from features.world.organic import organic_log
+from features.world.population import NAMES, Videos, draw_tastes, make_people, make_videos
+from features.world.responses import bucket_of
+from features.world.sessions import DAY_MS, SessionConfig, Sessions
+from features.world.world import Visit, Watched
+
+_PEOPLE, _VIDEOS, _DRIFT, _LOG = range(4)
+_TRENDING = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorConfig:
+    """Size and behaviour of the simulated world; ``drift_day`` None means tastes never change."""
+
+    users: int = 900
+    items: int = 2000
+    history_days: int = 10
+    drift_day: int | None = 3
+    drift_share: float = 0.6
+    drift_items: int = 200
+    new_items_per_day: int = 10
+    seed: int = 0
+    first_day: datetime = datetime(2026, 1, 5, tzinfo=UTC)
+    rho: float = 0.6
+    """Correlation of affinity and play: 0 = play is luck, 1 = play is affinity."""
+    taste_weight: float = 2.0
+    quality_weight: float = 0.35
+    freshness_weight: float = 0.4
+    duration_weight: float = 0.15
+    stale_weight: float = 0.2
+    """What videos of the topics that fall out of fashion lose by and by after the drift."""
+    sessions: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        if self.users < 2:
+            raise ValueError(f"users={self.users}: a world needs at least 2 users; raise `users`")
+        if self.items < 100:
+            raise ValueError(f"items={self.items}: a world needs at least 100 items to scroll through; raise `items`")
+        if self.history_days < 1:
+            raise ValueError(f"history_days={self.history_days}: a world needs at least 1 day of history")
+        if not 0 <= self.rho < 1 or not 0 <= self.drift_share <= 1:
+            raise ValueError(f"rho={self.rho}, drift_share={self.drift_share}: expected 0 <= rho < 1, 0 <= share <= 1")
+
+
+class Simulator:
+    """A world of simulated users; implements ``features.world.world.World``."""
+
+    name = "simulator"
+
+    def __init__(self, config: SimulatorConfig | None = None) -> None:
+        self.config = config = config or SimulatorConfig()
+        self._start_ms = int((config.first_day + timedelta(days=config.history_days)).timestamp() * 1000)
+        topic_rng = self._rng(_PEOPLE, 1)
+        self._topic_share = topic_rng.dirichlet(np.full(len(NAMES), 3.0))
+        self._trending = np.argsort(self._topic_share)[4 : 4 + 2 * _TRENDING : 2]
+        self._people = make_people(self._rng(_PEOPLE, 0), config.users, self._topic_share)
+        self._tastes_after = self._drifted_tastes()
+        self._videos = self._first_videos()
+        self._released = 0
+        self._index = pd.Index(self._videos.table["item_id"].to_pylist())
+        self._users = pd.Index(self._people.table["user_id"].to_pylist())
+        self._responses = kuairand_responses(config.rho)
+        self._exposures, self._scale, self._sessions = organic_log(
+            days=range(-config.history_days, 0),
+            rng=lambda day: self._rng(_LOG, -day),
+            videos=self._videos,
+            tastes=self._people.tastes,
+            affinity=self._affinity,
+            sessions=self._new_sessions,
+            user_ids=self._users.to_numpy(),
+        )
+
+    def history(self) -> Dataset:
+        """The organic log before day 0 with the items uploaded by then."""
+        items = self._videos.table.slice(0, self.config.items)
+        return Dataset(name=self.name, items=items, users=self._people.table, exposures=self._exposures)
+
+    def start(self) -> datetime:
+        """Midnight UTC of day 0."""
+        return self.config.first_day + timedelta(days=self.config.history_days)
+
+    def drifts_on(self, day: int) -> bool:
+        """Whether tastes change at the beginning of ``day``."""
+        return day == self.config.drift_day
+
+    def new_items(self, day: int) -> pa.Table:
+        """ITEM rows uploaded at the beginning of ``day``; a large batch of trending topics on the drift day."""
+        self._release(day)
+        where = np.flatnonzero(self._videos.upload_day[self.config.items :] == day) + self.config.items
+        return self._videos.table.take(pa.array(where))
+
+    def visitors(self, day: int) -> list[Visit]:
+        """Who opens the app on ``day``, sorted by time."""
+        plan = self._sessions.plan(day)
+        columns = (self._users[plan.user], plan.time_ms.tolist(), plan.max_requests.tolist())
+        return [Visit(user_id=u, time_ms=t, max_requests=m) for u, t, m in zip(*columns, strict=True)]
+
+    def watch(self, day: int, user_id: str, item_ids: list[str], time_ms: int, slot: int) -> Watched:
+        """The user scrolls through the list from ``time_ms``; see ``World.watch``."""
+        users, items = self._rows([user_id], item_ids, day)
+        z = self._z(users, items[None], day)[0]
+        return self._sessions.watch(int(users[0]), items, z, self._videos.duration_ms[items], day, slot, time_ms)
+
+    def true_affinity(self, user_ids: list[str], item_ids: list[str], day: int) -> np.ndarray:
+        """How well items suit users on ``day``, [U, I], in standard deviations of organic traffic: for oracles only."""
+        users, items = self._rows(user_ids, item_ids, day)
+        return self._z(users, np.broadcast_to(items, (len(users), len(items))), day)
+
+    def expected_play_ms(self, user_ids: list[str], item_ids: list[str], day: int) -> np.ndarray:
+        """Mean play time (ms) of first views, [U, I]: for oracles only."""
+        _, items = self._rows(user_ids, item_ids, day)
+        duration = self._videos.duration_ms[items]
+        return self._responses.expected_play_ms(self.true_affinity(user_ids, item_ids, day), duration)
+
+    def _z(self, users: np.ndarray, items: np.ndarray, day: int) -> np.ndarray:
+        return self._scale.z(self._affinity(users, items, day), bucket_of(self._videos.duration_ms[items]))
+
+    def _affinity(self, users: np.ndarray, items: np.ndarray, day: int) -> np.ndarray:
+        """Raw affinity [V, P] of users [V] to item rows [V, P]."""
+        config, videos = self.config, self._videos
+        drifted = config.drift_day is not None and day >= config.drift_day
+        tastes = (self._tastes_after if drifted else self._people.tastes)[users]
+        value = config.taste_weight * np.einsum("vt,vpt->vp", tastes, videos.topics[items])
+        value += config.quality_weight * videos.quality[items]
+        value += config.freshness_weight * np.exp(-np.maximum(day - videos.upload_day[items], 0) / 10)
+        mismatch = np.abs(np.log(videos.duration_ms[items] / 1000) - self._people.log_duration[users][:, None])
+        value -= config.duration_weight * mismatch
+        if config.drift_day is not None and drifted:
+            stale = ~np.isin(videos.main[items], self._trending) & (videos.upload_day[items] < config.drift_day)
+            value -= config.stale_weight * stale * (1 - np.exp(-(day - config.drift_day + 1)))
+        return value
+
+    def _drifted_tastes(self) -> np.ndarray:
+        config, rng = self.config, self._rng(_DRIFT, 0)
+        share = np.full(len(NAMES), 0.2 / (len(NAMES) - _TRENDING))
+        share[self._trending] = 0.8 / _TRENDING
+        moved = rng.permutation(config.users)[: round(config.drift_share * config.users)]
+        tastes = self._people.tastes.copy()
+        tastes[moved] = 0.35 * tastes[moved] + 0.65 * draw_tastes(rng, len(moved), share)
+        return tastes / np.linalg.norm(tastes, axis=1, keepdims=True)
+
+    def _first_videos(self) -> Videos:
+        rng, config = self._rng(_VIDEOS, 0), self.config
+        ages = np.where(rng.random(config.items) < 0.8, rng.uniform(config.history_days, 40, config.items), 0)
+        ages = np.where(ages == 0, rng.uniform(0, config.history_days, config.items), ages)
+        return make_videos(rng, self._topic_share, self._start_ms - ages * DAY_MS, self._start_ms, 0)
+
+    def _release(self, day: int) -> None:
+        """Makes the uploads of every day up to ``day``: each from its own generator, whoever asks first."""
+        for new in range(self._released, day + 1):
+            drift = new == self.config.drift_day
+            count = self.config.drift_items if drift else self.config.new_items_per_day
+            share = self._topic_share
+            if drift:
+                share = np.bincount(self._trending, minlength=len(NAMES)) / _TRENDING
+            upload_ms = np.full(count, self._start_ms + new * DAY_MS)
+            first = len(self._videos.main)
+            videos = make_videos(self._rng(_VIDEOS, new + 1), share, upload_ms, self._start_ms, first)
+            self._videos = self._videos.extend(videos)
+            self._index = self._index.append(pd.Index(videos.table["item_id"].to_pylist()))
+            self._released = new + 1
+
+    def _rows(self, user_ids: list[str], item_ids: list[str], day: int) -> tuple[np.ndarray, np.ndarray]:
+        self._release(day)
+        users, items = self._users.get_indexer(pd.Index(user_ids)), self._index.get_indexer(pd.Index(item_ids))
+        if (users < 0).any():
+            raise ValueError(f"unknown user {user_ids[int(np.argmin(users))]!r}; the simulator has u00000 and so on")
+        if (items < 0).any():
+            raise ValueError(f"unknown item {item_ids[int(np.argmin(items))]!r}; take ids from history and new_items")
+        late = self._videos.upload_day[items] > day
+        if late.any():
+            raise ValueError(f"item {item_ids[int(np.argmax(late))]!r} is not uploaded yet on day {day}")
+        return users, items
+
+    def _new_sessions(self) -> Sessions:
+        return Sessions(
+            seed=self.config.seed,
+            start_ms=self._start_ms,
+            activity=self._people.activity,
+            responses=self._responses,
+            config=self.config.sessions,
+        )
+
+    def _rng(self, part: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, part, number])

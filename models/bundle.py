@@ -1,0 +1,290 @@
+"""The bundle: model, tokenizer, SID table and items as one immutable, verified unit in object storage.
+
+``models/onerec/<version>/`` holds the files and ``manifest.json`` (sha256 and size of each), which is written
+last: without it the bundle does not exist for any reader. The version names the data's time and the content's
+digest; ``metrics.json`` is verified like the others but is not part of the digest, so equal content keeps its
+name. ``models/onerec/aliases/<alias>.json`` is the one mutable object, written by one writer. safetensors,
+Parquet and JSON only: nothing in a bundle is ever executed. Left out: deltas of the catalogue between bundles.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+
+from features.histories.windows import Limits
+from features.storage import ObjectMissing, Storage
+from models.decoding.trie import Trie
+from models.onerec_v2 import OneRecV2, V2Config
+from models.tokenizer.tokenizer import Tokenizer
+from models.tokenizer.vocabulary import Catalogue
+
+ROOT = "models/onerec"
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+REQUIRED = ("config.json", "model.safetensors", "tokenizer.safetensors", "sids.parquet", "items.parquet", METRICS)
+SUFFIXES = (".json", ".safetensors", ".parquet")
+UNPUBLISHED = "unpublished"
+
+log = logging.getLogger(__name__)
+
+
+class BundleCorrupt(RuntimeError):
+    """A bundle's file is missing, altered or unreadable; the message names it and says what to do."""
+
+
+def publish(
+    storage: Storage,
+    folder: Path,
+    *,
+    data_time: datetime,
+    parents: Sequence[str] = (),
+    lineage: Mapping[str, Any] | None = None,
+) -> str:
+    """Uploads ``folder`` as a new immutable bundle and returns its version.
+
+    ``data_time`` is the (UTC) end of the data it was trained on, ``parents`` the versions it continues.
+    Publishing the same content again changes nothing. Raises ValueError when a required file is missing.
+    """
+    files = _describe(folder)
+    version = version_name(data_time, content_digest(files))
+    prefix = f"{ROOT}/{version}"
+    if storage.exists(f"{prefix}/{MANIFEST}"):
+        return version
+    for name in files:
+        storage.put(f"{prefix}/{name}", (folder / name).read_bytes())
+    manifest = {
+        "version": version,
+        "data_time": data_time.astimezone(UTC).isoformat(),
+        "published_at": datetime.now(UTC).isoformat(),
+        "digest": content_digest(files),
+        "files": files,
+        "parents": list(parents),
+        "lineage": dict(lineage or {}),
+    }
+    storage.put_json(f"{prefix}/{MANIFEST}", manifest)
+    return version
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file of ``folder`` except a manifest."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}; a bundle needs {', '.join(REQUIRED)}")
+    foreign = [name for name in names if not name.endswith(SUFFIXES)]
+    if foreign:
+        raise ValueError(f"{folder} holds {', '.join(foreign)}; a bundle holds only {', '.join(SUFFIXES)} files")
+    return {name: {"sha256": _sha256(folder / name), "size": (folder / name).stat().st_size} for name in names}
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """sha256 over the names and hashes of a manifest's ``files``, without the metrics."""
+    listed = [f"{name} {files[name]['sha256']}\n" for name in sorted(files) if name != METRICS]
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
+
+
+def version_name(data_time: datetime, digest: str) -> str:
+    """Such as ``20260101T000000-ab12cd34``: sorts by data time, unique by content."""
+    if data_time.tzinfo is None:
+        raise ValueError(f"data_time {data_time.isoformat()} has no time zone; give it in UTC")
+    return f"{data_time.astimezone(UTC):%Y%m%dT%H%M%S}-{digest[:8]}"
+
+
+def list_versions(storage: Storage) -> list[str]:
+    """Versions of all complete bundles, oldest data first."""
+    keys = (re.fullmatch(rf"{ROOT}/([^/]+)/{MANIFEST}", key) for key in storage.keys(f"{ROOT}/"))
+    return sorted(key[1] for key in keys if key and key[1] != "aliases")
+
+
+def read_manifest(storage: Storage, version: str) -> dict[str, Any]:
+    """The bundle's manifest; raises ObjectMissing when the bundle is absent or half-published, or BundleCorrupt."""
+    try:
+        raw = storage.get(f"{ROOT}/{version}/{MANIFEST}")
+    except ObjectMissing as error:
+        known = list_versions(storage)
+        raise ObjectMissing(
+            f"there is no complete bundle {version!r}; "
+            f"the published ones are {', '.join(known[-5:]) or 'none'} (`onerec bundles list`)"
+        ) from error
+    return _parse_manifest(raw, version)
+
+
+def _parse_manifest(raw: bytes, version: str) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(raw)
+        named, digest = manifest["version"], content_digest(manifest["files"])
+        plain = all(re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name) for name in manifest["files"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(version, MANIFEST, f"it cannot be read ({type(error).__name__}: {error})") from error
+    if named != version or not version.endswith(digest[:8]) or not plain:
+        raise _corrupt(version, MANIFEST, f"it describes {named!r} with content digest {digest[:8]}")
+    return manifest
+
+
+def fetch(storage: Storage, version: str, cache: Path) -> Path:
+    """Downloads the bundle to ``cache/<version>``, every file verified, and returns that folder.
+
+    The folder appears by an atomic rename, so it is whole or absent; one already there is verified again.
+    Raises ObjectMissing (no such bundle), BundleCorrupt, StorageUnavailable.
+    """
+    target = cache / version
+    if target.exists():
+        try:
+            verify(target, version)
+            return target
+        except BundleCorrupt as error:
+            log.warning("discarding the cached copy: %s", error)
+            shutil.rmtree(target)
+    manifest = read_manifest(storage, version)
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{version}.", suffix=".tmp", dir=cache))
+    try:
+        for name in manifest["files"]:
+            try:
+                (scratch / name).write_bytes(storage.get(f"{ROOT}/{version}/{name}"))
+            except ObjectMissing as error:
+                raise _corrupt(version, name, "the manifest names it, but it is not stored") from error
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        verify(scratch, version)
+        try:
+            scratch.rename(target)
+        except OSError:  # another follower fetched the same version meanwhile: its copy is verified too
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def verify(folder: Path, version: str) -> dict[str, Any]:
+    """Checks every file of a downloaded bundle against its manifest, which it returns; raises BundleCorrupt."""
+    try:
+        manifest = _parse_manifest((folder / MANIFEST).read_bytes(), version)
+    except FileNotFoundError as error:
+        raise _corrupt(version, MANIFEST, "it is missing") from error
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise _corrupt(version, name, "the manifest names it, but it is missing")
+        actual = _sha256(path)
+        if actual != expected["sha256"]:
+            size = f"{path.stat().st_size} bytes, expected {expected['size']}"
+            raise _corrupt(version, name, f"sha256 is {actual}, expected {expected['sha256']} ({size})")
+    return manifest
+
+
+def _corrupt(version: str, name: str, what: str) -> BundleCorrupt:
+    return BundleCorrupt(
+        f"bundle {version}: {name} is corrupt: {what}; it will not be served: "
+        f"publish the bundle again or move the alias to another version (`onerec promote`, `onerec rollback`)"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_alias(storage: Storage, alias: str, version: str) -> None:
+    """Points ``alias`` at a complete bundle; raises ObjectMissing when there is no such bundle."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", alias):
+        raise ValueError(f"alias {alias!r} is not a name of lower-case letters, digits and dashes, such as 'production'")
+    read_manifest(storage, version)
+    storage.put_json(f"{ROOT}/aliases/{alias}.json", {"version": version, "set_at": datetime.now(UTC).isoformat()})
+
+
+def read_alias(storage: Storage, alias: str) -> str | None:
+    """The version that ``alias`` points at, or None when it was never set."""
+    try:
+        return str(storage.get_json(f"{ROOT}/aliases/{alias}.json")["version"])
+    except ObjectMissing:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bundle:
+    """A bundle in memory, ready to recommend from."""
+
+    version: str
+    model: OneRecV2
+    tokenizer: Tokenizer
+    catalogue: Catalogue
+    trie: Trie
+    limits: Limits
+    metrics: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> "Bundle":
+        """Reads a folder that ``fetch`` or ``save`` made; raises BundleCorrupt when its parts do not fit together.
+
+        A folder without a manifest was not published yet and has the version "unpublished".
+        """
+        version = UNPUBLISHED
+        if (folder / MANIFEST).exists():
+            version = str(json.loads((folder / MANIFEST).read_text())["version"])
+        try:
+            return cls._read(folder, version, device)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BundleCorrupt(
+                f"bundle {version} in {folder} cannot be loaded ({type(error).__name__}: {error}); "
+                "it was written by another version of the code or its parts do not belong together"
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, version: str, device: str) -> "Bundle":
+        config = json.loads((folder / "config.json").read_text())
+        model = OneRecV2(V2Config(**config["model"]))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        catalogue = Catalogue.from_tables(
+            pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet")
+        )
+        if (catalogue.codes, catalogue.levels) != (model.config.codes, model.config.levels):
+            raise ValueError(
+                f"the SID table has {catalogue.levels} levels of {catalogue.codes} codes, "
+                f"the model {model.config.levels} of {model.config.codes}"
+            )
+        return cls(
+            version=version,
+            model=model.to(device).eval().requires_grad_(False),
+            tokenizer=Tokenizer.load(folder / "tokenizer.safetensors"),
+            catalogue=catalogue,
+            trie=Trie.from_sids(catalogue.sids).to(device),
+            limits=Limits(**config["limits"]),
+            metrics=json.loads((folder / METRICS).read_text()),
+        )
+
+
+def save(
+    folder: Path,
+    *,
+    model: OneRecV2,
+    tokenizer: Tokenizer,
+    catalogue: Catalogue,
+    limits: Limits,
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Writes the parts as a bundle folder that ``publish`` and ``Bundle.load`` accept; returns ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architecture": "onerec_v2", "model": asdict(model.config), "limits": asdict(limits)}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    tokenizer.save(folder / "tokenizer.safetensors")
+    sids, items = catalogue.to_tables()
+    pq.write_table(sids, folder / "sids.parquet", compression="zstd")
+    pq.write_table(items, folder / "items.parquet", compression="zstd")
+    (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, sort_keys=True, default=str))
+    return folder

@@ -1,0 +1,119 @@
+"""Follows an alias: the named bundle is fetched, verified, loaded and warmed up beside the running one, then swapped.
+
+The swap is one assignment; requests keep the recommender they began with, so every answer comes from exactly one
+version and the old one is freed when its last request is done. A bundle that is corrupt or does not load is refused with
+the reason and the old one stays. Object storage that is away changes nothing except readiness of a model
+that never loaded. Left out: deltas of the catalogue between bundles.
+"""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from prometheus_client import Counter, Gauge
+
+from features.storage import ObjectMissing, Storage, StorageUnavailable
+from models.bundle import Bundle, BundleCorrupt, fetch, read_alias
+from models.serving.recommender import Recommender
+
+POLL_S = 1.0
+MAX_RETRY_S = 300.0
+
+REFUSED = Counter("onerec_bundle_refused_total", "Bundles refused by a model server", ["model", "version"])
+LOADED = Counter("onerec_bundle_loaded_total", "Bundles put into service by a model server", ["model"])
+SERVING = Gauge("onerec_bundle_serving", "1 for the version a model serves now", ["model", "version"])
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Keeps ``recommender`` at the bundle that ``alias`` names; ``check`` does one step, ``start`` polls."""
+
+    def __init__(
+        self, name: str, alias: str, storage: Storage, cache: Path, *, device: str = "cpu", bf16: bool = False
+    ) -> None:
+        self.name = name
+        self.alias = alias
+        self.recommender: Recommender | None = None
+        self.reason = "it has not looked for its bundle yet"
+        self._storage = storage
+        self._cache = cache
+        self._device = device
+        self._bf16 = bf16
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._refused: dict[str, tuple[float, float]] = {}  # version -> (no retry before, wait after the next refusal)
+
+    @property
+    def version(self) -> str | None:
+        """The version in service."""
+        return self.recommender.bundle.version if self.recommender else None
+
+    def start(self) -> None:
+        """Polls from a daemon thread until ``stop``."""
+        threading.Thread(target=self._poll, name=f"follow-{self.name}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the polling."""
+        self._stopped.set()
+
+    def check(self, retry_refused: bool = False) -> None:
+        """Looks at the alias once and swaps when it moved; ``reason`` says why not when it did not work out."""
+        with self._lock:
+            try:
+                version = read_alias(self._storage, self.alias)
+                if version is None:
+                    self._explain(f"alias {self.alias!r} does not exist yet; publish a bundle and point it there")
+                elif version != self.version and (retry_refused or self._may_try(version)):
+                    self._load(version)
+                elif version == self.version:
+                    self.reason = ""
+            except (StorageUnavailable, ObjectMissing, OSError) as error:
+                self._explain(str(error.args[0] if error.args else error))
+
+    def _poll(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.check()
+            except Exception:  # the thread must outlive any single bundle
+                log.exception("model %s: following alias %s failed", self.name, self.alias)
+            self._stopped.wait(POLL_S)
+
+    def _load(self, version: str) -> None:
+        began = time.monotonic()
+        try:
+            bundle = Bundle.load(fetch(self._storage, version, self._cache), self._device)
+            recommender = Recommender(bundle, bf16=self._bf16)
+            recommender.warm_up()
+        except (BundleCorrupt, ValueError, RuntimeError) as error:
+            if isinstance(error, StorageUnavailable):
+                raise
+            self._refuse(version, error)
+            return
+        old = self.version
+        self.recommender = recommender
+        self.reason = ""
+        self._refused.pop(version, None)
+        if old:
+            SERVING.remove(self.name, old)
+        SERVING.labels(self.name, version).set(1)
+        LOADED.labels(self.name).inc()
+        log.info("model %s serves %s (before: %s), loaded in %.1f s", self.name, version, old, time.monotonic() - began)
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        wait = self._refused.get(version, (0.0, 10.0))[1]
+        self._refused[version] = (time.monotonic() + wait, min(2 * wait, MAX_RETRY_S))
+        REFUSED.labels(self.name, version).inc()
+        kept = f"; {self.version} stays in service" if self.version else ""
+        self._explain(f"refused {version}: {error}{kept}")
+
+    def _may_try(self, version: str) -> bool:
+        return time.monotonic() >= self._refused.get(version, (0.0, 0.0))[0]
+
+    def _explain(self, reason: str) -> None:
+        if reason != self.reason:
+            log.warning("model %s: %s", self.name, reason)
+        self.reason = reason
+
+

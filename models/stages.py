@@ -1,0 +1,236 @@
+"""The stages of a pipeline run: what the Kubeflow components call, one function a component.
+
+Each reads its inputs from the run's folder in object storage, does its work through the library below and stores the
+outcome under ``runs/<run_id>/<stage>/`` (``features.runs``): idempotent by content digest, resumable by run id. With a
+``base`` version a stage continues from that bundle: codebooks stay frozen and new items are appended, weights go on.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.histories.windows import Limits
+from features.runs import Run
+from features.settings import settings
+from features.storage import connect
+from models import bundle
+from models.baselines import ItemKNN, Popularity
+from models.bundle import Bundle
+from models.evaluation import CUTOFFS, card, evaluate
+from models.presets import Recipe, recipe
+from models.serving.recommender import Recommender
+from models.tokenizer.interactions import popularity
+from models.tokenizer.tokenizer import Tokenizer
+from models.tokenizer.vocabulary import Catalogue
+from models.training.align import align
+from models.training.data import RunData
+from models.training.pretrain import pretrain
+
+
+class NotBlessed(RuntimeError):
+    """A candidate without a blessing was to be published."""
+
+
+def tokenize_run(run_id: str, *, data: str, preset: str, overrides: str, base: str) -> str:
+    """Stage ``tokenizer``: tokenizer.safetensors, sids.parquet, items.parquet and the quality card as JSON."""
+    chosen = recipe(preset, overrides)
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        exposures = pq.read_table(source / "data" / "exposures.parquet")
+        items = pq.read_table(source / "data" / "items.parquet")
+        tokenizer, catalogue = _fitted(chosen, items, exposures) if not base else _appended(base, items, exposures)
+        write_tokens(folder, tokenizer, catalogue)
+        quality = tokenizer.quality(catalogue, items, exposures)
+        (folder / "metrics.json").write_text(json.dumps(quality, indent=1, default=str))
+        return quality
+
+    return _stage(run_id, "tokenizer", {"data": data, "recipe": asdict(chosen.tokenizer), "base": base}, ["data"], work)
+
+
+def _fitted(chosen: Recipe, items: pa.Table, exposures: pa.Table) -> tuple[Tokenizer, Catalogue]:
+    tokenizer = Tokenizer.fit(items, exposures, chosen.tokenizer)
+    return tokenizer, tokenizer.catalogue(items, exposures)
+
+
+def _appended(base: str, items: pa.Table, exposures: pa.Table) -> tuple[Tokenizer, Catalogue]:
+    old = _bundle(base)
+    catalogue = old.tokenizer.append(old.catalogue, items)
+    return old.tokenizer, catalogue.with_popularity(popularity(exposures, catalogue.item_ids))
+
+
+def write_tokens(folder: Path, tokenizer: Tokenizer, catalogue: Catalogue) -> None:
+    """Writes tokenizer and SID table into ``folder``."""
+    tokenizer.save(folder / "tokenizer.safetensors")
+    sids, items = catalogue.to_tables()
+    pq.write_table(sids, folder / "sids.parquet", compression="zstd")
+    pq.write_table(items, folder / "items.parquet", compression="zstd")
+
+
+def read_tokens(folder: Path) -> Catalogue:
+    """The SID table that ``write_tokens`` wrote."""
+    return Catalogue.from_tables(pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet"))
+
+
+def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base: str) -> str:
+    """Stage ``pretrain``: model.safetensors, config.json and the metrics of every step."""
+    chosen = recipe(preset, overrides)
+    config = chosen.incremental if base else chosen.pretrain
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        catalogue = read_tokens(source / "tokenizer")
+        model = chosen.model_for(catalogue)
+        return pretrain(
+            source / "data",
+            catalogue,
+            model,
+            config,
+            folder,
+            init=_bundle_folder(base) if base else None,
+            ray_address=settings().ray_address,
+            name=f"{run_id}-pretrain",
+        )
+
+    inputs = {"tokens": tokens, "config": asdict(config), "preset": preset, "base": base}
+    return _stage(run_id, "pretrain", inputs, ["data", "tokenizer"], work)
+
+
+def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> str:
+    """Stage ``align``: RSFT and GBPO from the pre-trained weights."""
+    chosen = recipe(preset, overrides)
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        return align(
+            source / "data",
+            read_tokens(source / "tokenizer"),
+            chosen.align,
+            folder,
+            init=source / "pretrain",
+            ray_address=settings().ray_address,
+            name=f"{run_id}-align",
+        )
+
+    inputs = {"pretrained": pretrained, "config": asdict(chosen.align)}
+    return _stage(run_id, "align", inputs, ["data", "tokenizer", "pretrain"], work)
+
+
+def evaluate_run(run_id: str, *, aligned: str, base: str) -> tuple[dict[str, float], str]:
+    """Stage ``evaluate``: the candidate's bundle folder, its metrics; returns (metrics of the candidate, HTML card)."""
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        candidate = assemble(source, folder / "bundle")
+        production = _bundle(base) if base else None
+        result = judge(RunData.load(source / "data"), candidate, production)
+        result["training"] = {stage: _metrics(source / stage) for stage in ("tokenizer", "pretrain", "align")}
+        (folder / "bundle" / "metrics.json").write_text(json.dumps(result, indent=1, default=str))
+        (folder / "card.html").write_text(card(result), encoding="utf-8")
+        return result
+
+    stages = ["data", "tokenizer", "pretrain", "align"]
+    _stage(run_id, "evaluate", {"aligned": aligned, "base": base}, stages, work)
+    run = Run(connect(), run_id)
+    summary = run.summary("evaluate")
+    return summary["candidate"], run.storage.get(f"{run.prefix('evaluate')}/card.html").decode()
+
+
+def assemble(source: Path, folder: Path) -> Bundle:
+    """Puts the outcome of the training stages together as a bundle folder and loads it from there."""
+    folder.mkdir(parents=True)
+    trained = json.loads((source / "align" / "config.json").read_text())
+    config = {"architecture": "onerec_v2", "model": trained["model"], "limits": asdict(Limits())}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+    (folder / "model.safetensors").write_bytes((source / "align" / "model.safetensors").read_bytes())
+    for name in ("tokenizer.safetensors", "sids.parquet", "items.parquet"):
+        (folder / name).write_bytes((source / "tokenizer" / name).read_bytes())
+    (folder / "metrics.json").write_text("{}")
+    return Bundle.load(folder)
+
+
+def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[str, Any]:
+    """Evaluates on the requests held out from training; baselines are fitted on everything before the newest day."""
+    holdout = data.holdout(candidate.catalogue)
+    known = data.before_newest_day()
+    counts = Counter(known["item_id"].to_pylist())
+    now_ms = int(holdout.times_ms.max()) if len(holdout) else 0
+    rivals = (("popularity", Popularity.fit(known)), ("itemknn", ItemKNN.fit(known)))
+    baselines = {
+        name: [
+            [item for item, _ in ranked]
+            for ranked in rival.recommend(holdout.user_ids, now_ms, max(CUTOFFS), exclude=holdout.seen)
+        ]
+        for name, rival in rivals
+    }
+    return evaluate(
+        Recommender(candidate), Recommender(production) if production else None, baselines, holdout, counts
+    )
+
+
+def publish_run(run_id: str, *, alias: str, base: str) -> str:
+    """Stage ``publish``: uploads the evaluated bundle, swaps ``alias``; raises NotBlessed without a blessing."""
+    storage = connect()
+    run = Run(storage, run_id)
+    decision = storage.get_json(f"runs/{run_id}/gate/decision.json")
+    if not decision["blessed"]:
+        raise NotBlessed(f"run {run_id} was not blessed ({'; '.join(decision['failed'])}); it is not published")
+    record = run.done("data")
+    assert record is not None, "a blessed run has data"
+    evaluated = run.done("evaluate")
+    assert evaluated is not None, "a blessed run was evaluated"
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        version = bundle.publish(
+            storage,
+            source / "evaluate" / "bundle",
+            data_time=datetime.fromisoformat(record["inputs"]["end"]),
+            parents=[base] if base else [],
+            lineage={"run_id": run_id, "data": record["digest"], "window": record["inputs"]},
+        )
+        (folder / "version.txt").write_text(version)
+        return {"version": version}
+
+    _stage(run_id, "publish", {"evaluated": evaluated["digest"], "alias": alias}, ["evaluate"], work)
+    version = str(run.summary("publish")["version"])
+    bundle.set_alias(storage, alias, version)
+    print(f"published {version} as {alias}")
+    return version
+
+
+def _stage(
+    run_id: str,
+    stage: str,
+    inputs: dict[str, Any],
+    needs: list[str],
+    work: Callable[[Path, Path], dict[str, Any]],
+) -> str:
+    """Runs ``work(folder holding the stages of ``needs``, output folder)`` unless it is done with these inputs."""
+    run = Run(connect(), run_id)
+
+    def fetch_and_work(folder: Path) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix=f"onerec-{stage}-in-") as scratch:
+            for need in needs:
+                run.fetch(need, Path(scratch))
+            return work(Path(scratch), folder)
+
+    return run.stage(stage, inputs, fetch_and_work)
+
+
+def _bundle_folder(version: str) -> Path:
+    return bundle.fetch(connect(), version, settings().home / "bundles")
+
+
+def _bundle(version: str) -> Bundle:
+    return Bundle.load(_bundle_folder(version))
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return metrics
+

@@ -1,0 +1,102 @@
+"""The frame of the `onerec` command: the application, shared options, output and errors.
+
+Commands live in ``pipelines/cli_*.py``; each imports ``app`` from here, decorates its functions and is imported by
+``pipelines.__main__``. Heavy libraries are imported inside the commands, so that `onerec --help` stays quick.
+Results go to stdout (``--json``: one JSON document), progress and errors to stderr. Exit code 0, 1 (failed) or 2
+(bad usage).
+"""
+
+import json
+import signal
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Home = Annotated[
+    Path,
+    typer.Option("--home", envvar="ONEREC_HOME", help="Folder of the local platform: state, logs and data."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+
+HOME = Path(".onerec")
+
+
+def fail(message: str, hint: str = "", code: int = 1) -> NoReturn:
+    """Ends the command with a clean error: what is wrong, and what to do about it."""
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    if hint:
+        err.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def emit(value: Any) -> None:
+    """Prints ``value`` as one JSON document on stdout; paths, times and the like become strings."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+class CleanErrors(TyperGroup):
+    """Turns what a command raises into ``fail``; ``--debug`` shows the traceback as well."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Runs the command; Typer's own errors (exit, abort, usage) pass."""
+        try:
+            return super().invoke(ctx)
+        except typer.Abort:
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):
+                raise
+            if ctx.params.get("debug"):
+                err.print(escape(traceback.format_exc()), soft_wrap=True)
+            hint = getattr(error, "hint", "") or "`onerec --debug ...` shows where it happened"
+            fail(_message(error), hint)
+
+
+def _message(error: Exception) -> str:
+    """The text of errors that were written for people; others are named, since their text alone says too little."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    ours = type(error).__module__.split(".")[0] in {"features", "monitoring", "models", "components", "pipelines"}
+    return text if text and (ours or isinstance(error, ValueError | OSError)) else f"{type(error).__name__}: {text}"
+
+
+app = typer.Typer(
+    cls=CleanErrors,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            out.print(version("onerec-platform"))
+        except PackageNotFoundError:
+            out.print("not installed; running from the source tree")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """OneRec as a platform: a generative recommender, trained, served and retrained on the exposures it creates.
+
+    Start with [bold]onerec up[/], then [bold]onerec loop[/]; [bold]onerec doctor[/] looks for what is missing.
+    """
+    # A polite kill tears down in the same order as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

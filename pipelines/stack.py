@@ -1,0 +1,314 @@
+"""The local platform on one machine: ``up``, ``down``, ``status`` and ``activate`` for what pipelines.services declares.
+
+State lives in the home folder (pipelines.state), with ``logs/<service>.log`` and one folder a service. Nobody
+supervises: services run detached, ``status`` sees a crash and the next ``up`` starts what is dead, on the same ports,
+because the others know it by them.
+
+Left out: restarts on their own accord, limits on memory, several stacks sharing one home.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from features.settings import settings
+from pipelines import processes
+from pipelines.services import HOST, MODELS, PROJECT, SERVICES, Service, Site, exports, fetch
+from pipelines.state import Entry, StackError, entries, locked, marker, record
+from pipelines.state import site as site_of
+
+GRACE = 12.0  # seconds a service has to end in order; the collector uploads what it holds
+
+Progress = Callable[[str, str], None]  # service, what happened to it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """One service now; ``state`` is healthy, unhealthy (runs, does not answer) or dead."""
+
+    service: str
+    state: str
+    address: str
+    pid: int
+    uptime_s: float
+    memory_bytes: int
+    log: str
+
+
+# Up ----------------------------------------------------------------------------------------------------------------
+
+
+def up(
+    home: Path,
+    only: Collection[str] = (),
+    *,
+    ports: Mapping[str, int] | None = None,
+    progress: Progress = lambda service, what: None,
+    services: Mapping[str, Service] = SERVICES,
+) -> list[str]:
+    """Starts what does not run yet of ``only`` (all by default) and what it needs; returns the names it started.
+
+    ``ports`` fixes the first port of a service. When one fails, or on Ctrl-C, everything this call started is stopped
+    and StackError says which, why, and the end of its log.
+    """
+    home = home.resolve()
+    wanted = with_needs(only or services, services)
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    with locked(home):
+        known = entries(home)
+        starting = [name for name in wanted if name not in known or not known[name].recorded.process()]
+        for name in starting:  # what a dead leader left behind would hold its ports
+            processes.end([(known[name].recorded if name in known else None, marker(home, name))], grace=1)
+        site = replace(site_of(home, known), ports=_choose_ports(known, starting, dict(ports or {}), services))
+        try:
+            _start(site, wanted, starting, known, progress, services)
+        except BaseException:
+            progress("", "stopping what was started")
+            _stop(home, starting, known, services)
+            raise
+    return starting
+
+
+def with_needs(only: Collection[str], services: Mapping[str, Service] = SERVICES) -> list[str]:
+    """The named services and those they need, in starting order; StackError on an unknown name."""
+    unknown = sorted(set(only) - set(services))
+    if unknown:
+        raise StackError(f"unknown service {', '.join(unknown)}", f"the services are {', '.join(services)}")
+    wanted = set(only)
+    while more := {need for name in wanted for need in services[name].needs} - wanted:
+        wanted |= more
+    return [name for name in services if name in wanted]
+
+
+def _choose_ports(
+    known: Mapping[str, Entry], starting: Collection[str], fixed: dict[str, int], services: Mapping[str, Service]
+) -> dict[str, dict[str, int]]:
+    unknown = sorted(set(fixed) - set(services))
+    if unknown:
+        raise StackError(f"a port is given for the unknown service {', '.join(unknown)}")
+    chosen = {name: entry.ports for name, entry in known.items()}
+    fresh = processes.free_ports(sum(len(services[name].ports) for name in starting))
+    taken = {port for name, entry in known.items() if name not in starting for port in entry.ports.values()}
+    taken |= set(fixed.values())
+    for name in starting:
+        old = known[name].ports if name in known else {}
+        chosen[name] = {
+            port: old[port] if port in old else next(number for number in fresh if number not in taken)
+            for port in services[name].ports
+        }
+        if name in fixed:
+            chosen[name][services[name].ports[0]] = fixed[name]
+        for number in chosen[name].values():
+            if not processes.is_free(number, HOST):
+                raise StackError(
+                    f"{name} cannot listen on {HOST}:{number}: the port is in use by {processes.owner(number)}",
+                    "stop that process, or choose another port: `onerec down`, then `onerec up`"
+                    + (f" --port {name}=PORT" if name in fixed else ""),
+                )
+    return chosen
+
+
+def _start(
+    site: Site,
+    wanted: list[str],
+    starting: list[str],
+    known: dict[str, Entry],
+    progress: Progress,
+    services: Mapping[str, Service],
+) -> None:
+    """Starts each service as soon as those it needs are healthy, until all ``wanted`` are."""
+    waiting, ready = list(wanted), set[str]()
+    begun: dict[str, float] = {}
+    while waiting:
+        for name in waiting.copy():
+            service = services[name]
+            if not ready.issuperset(service.needs):
+                continue
+            if name not in begun:
+                begun[name] = time.monotonic()
+                if name in starting:
+                    progress(name, "starting")
+                    known[name] = _launch(site, service)
+                    record(site.home, known)
+            if service.healthy(site):
+                service.started(site)
+                waiting.remove(name)
+                ready.add(name)
+                took = f" after {time.monotonic() - begun[name]:.1f} s"
+                progress(name, f"healthy at {known[name].address}" + (took if name in starting else ", was up"))
+            else:
+                _check_start(known[name], service, time.monotonic() - begun[name])
+        time.sleep(0.05)
+
+
+def _launch(site: Site, service: Service) -> Entry:
+    site.folder(service.name).mkdir(parents=True, exist_ok=True)
+    log = site.home / "logs" / f"{service.name}.log"
+    service.prepare(site)
+    command = service.command(site)
+    environment = {"DO_NOT_TRACK": "1", **exports(site), **service.environment(site)}
+    # The services import this project's packages wherever they run.
+    path = [str(PROJECT), *(str(Path(part).resolve()) for part in os.environ.get("PYTHONPATH", "").split(":") if part)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    try:
+        recorded = processes.start(
+            command,
+            cwd=site.folder(service.name),
+            log=log,
+            environment=environment,
+            marker=marker(site.home, service.name),
+        )
+    except FileNotFoundError:
+        raise StackError(
+            f"{service.name} cannot start: the program {command[0]!r} is not installed",
+            f"{service.hint or 'it comes with the project'}; `make install` installs everything",
+        ) from None
+    return Entry(
+        pid=recorded.pid,
+        create_time=recorded.create_time,
+        ports=dict(site.ports[service.name]),
+        address=site.address(service.name),
+        log=str(log),
+        command=command,
+    )
+
+
+def _check_start(entry: Entry, service: Service, waited: float) -> None:
+    alive = entry.recorded.process()
+    if alive and waited < service.patience:
+        return
+    what = f"does not answer on {entry.address} after {waited:.0f} s" if alive else "ended while starting"
+    last = "\n".join(f"  | {line}" for line in processes.tail(Path(entry.log), 12)) or "  | (nothing)"
+    raise StackError(
+        f"{service.name} {what}; the end of {entry.log}:\n{last}",
+        "`onerec doctor` looks for what is missing" + (f"; {service.hint}" if service.hint else ""),
+    )
+
+
+# Down --------------------------------------------------------------------------------------------------------------
+
+
+def down(home: Path, only: Collection[str] = (), *, services: Mapping[str, Service] = SERVICES) -> list[str]:
+    """Stops the recorded services (or ``only`` these) and everything they spawned; returns the names that ran."""
+    home = home.resolve()
+    if not home.exists():
+        return []
+    with locked(home):
+        known = entries(home)
+        names = [name for name in services if name in only or not only]
+        return _stop(home, names, known, services)
+
+
+def _stop(home: Path, names: Collection[str], known: dict[str, Entry], services: Mapping[str, Service]) -> list[str]:
+    families = {
+        name: (known[name].recorded if name in known else None, marker(home, name))
+        for name in services
+        if name in names
+    }
+    ran = [name for name, family in families.items() if processes.family(*family)]
+    needed = {need for name in names for need in services[name].needs}
+    # Those who need others end first, so that the collector can still upload.
+    processes.end([family for name, family in families.items() if name not in needed], GRACE)
+    processes.end([family for name, family in families.items() if name in needed], GRACE)
+    if any(name in known for name in names):
+        site = site_of(home, known)
+        for name in names:
+            if name in known:
+                _sweep(services[name].litter(site))
+                del known[name]
+    record(home, known)
+    return ran
+
+
+def _sweep(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# Looking and using -------------------------------------------------------------------------------------------------
+
+
+def status(home: Path, *, services: Mapping[str, Service] = SERVICES) -> list[Health]:
+    """How each recorded service is now; empty when nothing was started in ``home``."""
+    home = home.resolve()
+    known = entries(home)
+    site = site_of(home, known) if known else None
+    rows = []
+    for name in (name for name in services if name in known):
+        entry = known[name]
+        process = entry.recorded.process()
+        alive = processes.family(entry.recorded, marker(home, name)) if process else []
+        state = "dead" if not process or not site else "healthy" if services[name].healthy(site) else "unhealthy"
+        rows.append(
+            Health(
+                service=name,
+                state=state,
+                address=entry.address,
+                pid=entry.pid,
+                uptime_s=max(0.0, time.time() - entry.create_time) if process else 0.0,
+                memory_bytes=processes.memory(alive),
+                log=entry.log,
+            )
+        )
+    return rows
+
+
+def strays(home: Path, *, services: Mapping[str, Service] = SERVICES) -> list[int]:
+    """Pids of processes started for ``home`` whose service is not recorded there; ``down`` ends them."""
+    home = home.resolve()
+    return [p.pid for name in set(services) - set(entries(home)) for p in processes.family(None, marker(home, name))]
+
+
+def models(home: Path) -> dict[str, bool]:
+    """Which served models are ready to answer; empty when the model server does not run."""
+    entry = entries(home.resolve()).get("server")
+    if entry is None or not entry.recorded.process():
+        return {}
+    return {name: fetch(f"http://{entry.address}/v2/models/{name}/ready") == 200 for name in MODELS}
+
+
+def activate(home: Path, needs: Collection[str] = ()) -> None:
+    """Points this process, and those it starts, at the running stack (ONEREC_* and RAY_* variables).
+
+    Raises StackError when the stack, or one of ``needs`` (all that were started by default), does not run.
+    Call it before importing Ray, which reads its variables on import.
+    """
+    home = home.resolve()
+    known = entries(home)
+    if not known:
+        raise StackError(f"the local services of {home} are not up", "start them with `onerec up`")
+    dead = [name for name in (needs or known) if name not in known or not known[name].recorded.process()]
+    if dead:
+        raise StackError(
+            f"{', '.join(dead)} of {home} {'does' if len(dead) == 1 else 'do'} not run",
+            "`onerec up` starts what is missing; `onerec logs SERVICE` shows why it ended",
+        )
+    os.environ.update(exports(site_of(home, known)))
+    settings.cache_clear()
+
+
+@contextmanager
+def running(
+    home: Path, only: Collection[str] = (), *, progress: Progress = lambda service, what: None, **options: Any
+) -> Iterator[None]:
+    """The stack for the length of the block, activated; at the end stops what it started itself, nothing else."""
+    before = dict(os.environ)
+    started = up(home, only, progress=progress, **options)
+    try:
+        activate(home, with_needs(only, options.get("services", SERVICES)))
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        settings.cache_clear()
+        if started:
+            down(home, started, **{key: value for key, value in options.items() if key == "services"})

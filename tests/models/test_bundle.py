@@ -1,0 +1,130 @@
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import torch
+
+from features.storage import ObjectMissing, Storage
+from models.bundle import (
+    MANIFEST,
+    Bundle,
+    BundleCorrupt,
+    fetch,
+    list_versions,
+    publish,
+    read_alias,
+    read_manifest,
+    set_alias,
+    version_name,
+)
+
+TIME = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def test_a_published_bundle_comes_back_the_same(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "made")
+    version = publish(s3, folder, data_time=TIME, parents=["p"], lineage={"run": "r1"})
+    fetched = fetch(s3, version, tmp_path / "cache")
+    assert fetched == tmp_path / "cache" / version
+    made, read = Bundle.load(folder), Bundle.load(fetched)
+    assert (made.version, read.version) == ("unpublished", version)
+    assert read.catalogue.item_ids == made.catalogue.item_ids
+    assert read.limits == made.limits
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, read.model.state_dict()[name])
+    manifest = read_manifest(s3, version)
+    assert (manifest["parents"], manifest["lineage"]) == (["p"], {"run": "r1"})
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_the_version_names_time_and_content_without_metrics(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    first = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    again = write_bundle(tmp_path / "b")
+    (again / "metrics.json").write_text('{"other": 1}')
+    assert publish(s3, again, data_time=TIME.astimezone(timezone(timedelta(hours=8)))) == first
+    assert read_manifest(s3, first)["files"]["metrics.json"]["size"] != (again / "metrics.json").stat().st_size
+    assert publish(s3, write_bundle(tmp_path / "c", seed=1), data_time=TIME) != first
+    assert first.startswith("20260102T000000-")
+    assert len(list_versions(s3)) == 2
+    with pytest.raises(ValueError, match="time zone"):
+        version_name(datetime(2026, 1, 1), "0" * 64)  # noqa: DTZ001
+
+
+def test_a_half_published_bundle_is_invisible(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    version = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    s3.remove(f"models/onerec/{version}/{MANIFEST}")
+    assert list_versions(s3) == []
+    with pytest.raises(ObjectMissing, match="no complete bundle"):
+        fetch(s3, version, tmp_path / "cache")
+    with pytest.raises(ObjectMissing):
+        set_alias(s3, "production", version)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sids.parquet", "metrics.json"])
+def test_a_changed_file_is_named(s3: Storage, write_bundle, tmp_path: Path, name: str) -> None:
+    version = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    key = f"models/onerec/{version}/{name}"
+    good = s3.get(key)
+    s3.put(key, good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(BundleCorrupt, match=rf"{name} is corrupt: sha256 is [0-9a-f]{{64}}, expected [0-9a-f]{{64}}"):
+        fetch(s3, version, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    s3.remove(key)
+    with pytest.raises(BundleCorrupt, match="not stored"):
+        fetch(s3, version, tmp_path / "cache")
+    s3.put(key, good)
+    assert fetch(s3, version, tmp_path / "cache").exists()
+
+
+def test_a_forged_manifest_is_refused(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    version = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    key = f"models/onerec/{version}/{MANIFEST}"
+    manifest = s3.get_json(key)
+    for change in ({"version": "other"}, {"files": {**manifest["files"], "../x": {"sha256": "0"}}}, {"files": {}}):
+        s3.put_json(key, manifest | change)
+        with pytest.raises(BundleCorrupt, match=r"manifest\.json"):
+            fetch(s3, version, tmp_path / "cache")
+    s3.put(key, b"{")
+    with pytest.raises(BundleCorrupt, match="cannot be read"):
+        fetch(s3, version, tmp_path / "cache")
+
+
+def test_a_damaged_cache_is_fetched_again(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    version = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    cached = fetch(s3, version, tmp_path / "cache")
+    (cached / "sids.parquet").write_bytes(b"")
+    (cached / "config.json").unlink()
+    assert Bundle.load(fetch(s3, version, tmp_path / "cache")).version == version
+
+
+def test_parts_that_do_not_fit_are_refused(write_bundle, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["d_model"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleCorrupt, match="cannot be loaded"):
+        Bundle.load(folder)
+
+
+def test_a_folder_that_is_no_bundle_is_not_published(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "a")
+    (folder / "evil.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"evil\.pkl"):
+        publish(s3, folder, data_time=TIME)
+    (folder / "evil.pkl").unlink()
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks config\.json"):
+        publish(s3, folder, data_time=TIME)
+
+
+def test_an_alias_moves(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    first = publish(s3, write_bundle(tmp_path / "a"), data_time=TIME)
+    second = publish(s3, write_bundle(tmp_path / "b", seed=1), data_time=TIME)
+    assert read_alias(s3, "production") is None
+    for version in (first, second, first):
+        set_alias(s3, "production", version)
+        assert read_alias(s3, "production") == version
+    assert sorted(list_versions(s3)) == sorted([first, second])
+    with pytest.raises(ValueError, match="not a name"):
+        set_alias(s3, "../x", first)
