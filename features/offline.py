@@ -66,7 +66,7 @@ def apply(home: Path | None = None, config: Settings | None = None) -> FeatureSt
     for name, schema in SNAPSHOTS.items():
         if not (home / f"{name}.parquet").exists():
             _replace(home / f"{name}.parquet", schema.empty_table())
-    store = open_store(home, config)
+    store = open_store(home, config, offline=True)
     store.apply([user, *feature_views(home)])
     return store
 
@@ -74,8 +74,13 @@ def apply(home: Path | None = None, config: Settings | None = None) -> FeatureSt
 def point_in_time(
     user_ids: Sequence[str] | np.ndarray, times_ms: np.ndarray, home: Path | None = None, config: Settings | None = None
 ) -> PointInTime:
-    """Static and lifelong features of N (user, time) pairs as they stood at each time, TTL applied."""
-    times_ms = np.asarray(times_ms, np.int64)
+    """Static and lifelong features of N (user, time) pairs as they stood at each time, TTL applied.
+
+    Raises FileNotFoundError when the snapshots were never written.
+    """
+    times_ms, home = np.asarray(times_ms, np.int64), (home or feast_home(config)).absolute()
+    if not (home / "registry.db").exists() or not (home / "lifelong.parquet").exists():
+        raise FileNotFoundError(f"{home} holds no feature registry and snapshots; run `onerec ingest` first")
     if len(times_ms) == 0:
         empty = pa.table({name: pa.array([], kind) for name, kind in LIST_TYPES.items()})
         return PointInTime(static=np.zeros((0, STATIC_FIELDS), np.int64), lifelong=empty)
@@ -87,7 +92,7 @@ def point_in_time(
         }
     )
     names = [f"lifelong:{name}" for name in LIST_TYPES]
-    job = open_store(home, config).get_historical_features(entities, ["user_static:static", *names])
+    job = open_store(home, config, offline=True).get_historical_features(entities, ["user_static:static", *names])
     table = job.to_arrow()
     if table.num_rows != len(times_ms):
         raise RuntimeError(f"the off-line store returned {table.num_rows} rows for {len(times_ms)} entity rows")
@@ -104,7 +109,7 @@ def materialize(home: Path | None = None, config: Settings | None = None, now_ms
     newer, and corrected attributes or late views keep theirs. Raises FeaturesUnavailable when Valkey does not answer.
     """
     home = (home or feast_home(config)).absolute()
-    store = open_store(home, config)
+    store = open_store(home, config, offline=True)
     store.config.online_store.skip_dedup = True
     redis_client(store)
     written = {}

@@ -59,14 +59,19 @@ class UserFeatures:
 
 
 class OnlineFeatures:
-    """Reads and pushes through the Feast store of ``home`` (default ``feast_home``); safe to share between threads.
+    """Reads and pushes through one Feast store (default: the configured one); safe to share between threads.
 
     The first read opens the connection, so a server may start before Valkey does.
     """
 
-    def __init__(self, home: Path | None = None, config: Settings | None = None) -> None:
-        self.store = open_store(home, config)
+    def __init__(self, store: FeatureStore | None = None) -> None:
+        self.store = store or open_store()
         redis_client(self.store)
+
+    @classmethod
+    def connect(cls, home: Path | None = None, config: Settings | None = None) -> "OnlineFeatures":
+        """On the store of ``home`` (default ``feast_home``) and the servers of ``config``."""
+        return cls(open_store(home, config))
 
     def read(self, user_ids: Sequence[str], now_ms: int | np.ndarray) -> list[UserFeatures]:
         """The features of B users at ``now_ms`` (one time, or one per user); raises FeaturesUnavailable."""
@@ -113,6 +118,10 @@ class OnlineFeatures:
 @contextmanager
 def reporting(store: FeatureStore) -> Iterator[None]:
     """Turns errors of Valkey and of a registry without definitions into FeaturesUnavailable."""
+    registry = str(store.config.registry.path)
+    # Feast would write an empty registry when it finds none: a reader must not, the registry has one writer
+    if "://" not in registry and not Path(registry).exists():
+        raise FeaturesUnavailable(f"there is no feature registry at {registry}; run `onerec up` or `feast apply`")
     try:
         yield
     except RedisError as error:
@@ -123,8 +132,7 @@ def reporting(store: FeatureStore) -> Iterator[None]:
         ) from error
     except (FeastObjectNotFoundException, PushSourceNotFoundException) as error:
         raise FeaturesUnavailable(
-            f"the registry at {store.config.registry.path} lacks the feature views ({error}); "
-            "run `onerec up` or `feast apply`"
+            f"the registry at {registry} lacks the feature views ({error}); run `onerec up` or `feast apply`"
         ) from error
 
 

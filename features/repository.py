@@ -27,8 +27,11 @@ def feast_home(config: Settings | None = None) -> Path:
     return (config or settings()).home.absolute() / "feast"
 
 
-def open_store(home: Path | None = None, config: Settings | None = None) -> FeatureStore:
-    """The feature store whose registry and snapshots live in ``home`` (default ``feast_home``); opens no connection."""
+def open_store(home: Path | None = None, config: Settings | None = None, *, offline: bool = False) -> FeatureStore:
+    """The feature store whose registry and snapshots live in ``home`` (default ``feast_home``); opens no connection.
+
+    Without ``offline`` it needs no DuckDB, which the serving image does not carry.
+    """
     config = config or settings()
     text = (REPOSITORY / "feature_store.yaml").read_text()
     values = {
@@ -38,7 +41,10 @@ def open_store(home: Path | None = None, config: Settings | None = None) -> Feat
     }
     for name, value in values.items():
         text = text.replace(name, value)
-    return FeatureStore(config=RepoConfig(**yaml.safe_load(text), repo_path=REPOSITORY))
+    repository = yaml.safe_load(text)
+    if not offline:
+        del repository["offline_store"]
+    return FeatureStore(config=RepoConfig(**repository, repo_path=REPOSITORY))
 
 
 def redis_client(store: FeatureStore) -> Any:

@@ -199,7 +199,7 @@ def _sha256(path: Path) -> str:
 def set_alias(storage: Storage, alias: str, version: str) -> None:
     """Points ``alias`` at a complete bundle; raises ObjectMissing when there is no such bundle."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", alias):
-        raise ValueError(f"alias {alias!r} is not a name of lower-case letters, digits and dashes, such as 'production'")
+        raise ValueError(f"alias {alias!r} is not lower-case letters, digits and dashes, such as 'production'")
     read_manifest(storage, version)
     storage.put_json(f"{ROOT}/aliases/{alias}.json", {"version": version, "set_at": datetime.now(UTC).isoformat()})
 

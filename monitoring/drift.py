@@ -107,11 +107,12 @@ def measure(
     workspace: Path | None = None,
 ) -> DriftReport:
     """Compares two windows of exposures; stores a snapshot in the Evidently workspace when one is given."""
-    reference, current = comparable(reference, current, minimum_rows)
     rows = {"rows_reference": reference.num_rows, "rows_current": current.num_rows}
-    if min(rows.values()) < minimum_rows:
+    reference, current = comparable(reference, current, minimum_rows)
+    if not current.num_rows:
         reason = (
-            f"{rows['rows_current']} current and {rows['rows_reference']} reference rows, {minimum_rows} needed of each"
+            f"no source of traffic has {minimum_rows} exposures in both windows "
+            f"({rows['rows_current']} current, {rows['rows_reference']} reference in all)"
         )
         return DriftReport(verdict=INSUFFICIENT, reason=reason, **rows, columns={}, html=_plain_page(reason))
     frames = frame(reference, items), frame(current, items)

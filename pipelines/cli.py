@@ -7,7 +7,9 @@ Results go to stdout (``--json``: one JSON document), progress and errors to std
 """
 
 import json
+import os
 import signal
+import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -45,12 +47,15 @@ def emit(value: Any) -> None:
 class CleanErrors(TyperGroup):
     """Turns what a command raises into ``fail``; ``--debug`` shows the traceback as well."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs the command; Typer's own errors (exit, abort, usage) pass."""
         try:
             return super().invoke(ctx)
         except typer.Abort:
             raise
+        except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         except Exception as error:
             if hasattr(error, "exit_code"):
                 raise
@@ -70,6 +75,7 @@ def _message(error: Exception) -> str:
 app = typer.Typer(
     cls=CleanErrors,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},

@@ -116,7 +116,6 @@ def doctor(home: Home = HOME, as_json: Json = False) -> None:
 def down(home: Home = HOME, only: Only = "", as_json: Json = False) -> None:
     """Stop the local services and everything they spawned. The data in the home folder stays."""
     names = _names(only)
-    stack.with_needs(names)  # rejects unknown names
     with err.status("stopping the local services"):
         stopped = stack.down(home, names)
     if as_json:
@@ -126,7 +125,12 @@ def down(home: Home = HOME, only: Only = "", as_json: Json = False) -> None:
 
 
 def _names(only: str) -> list[str]:
-    return [name.strip() for name in only.split(",") if name.strip()]
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in SERVICES]:
+        raise typer.BadParameter(
+            f"--only names unknown services: {', '.join(unknown)}; there are {', '.join(SERVICES)}"
+        )
+    return names
 
 
 def _ports(pairs: list[str]) -> dict[str, int]:

@@ -176,12 +176,6 @@ def _services(home: Path) -> Iterator[Check]:
     for row in rows:
         mend = f"`onerec logs {row.service}` shows why; `onerec up` starts what is dead"
         yield _check(f"service {row.service}", row.state == "healthy", f"{row.state} at {row.address}", mend)
-    known = {row.service for row in rows}
-    strays = [str(p.pid) for name in SERVICES if name not in known for p in stack.family(home, name)]
-    if strays:
-        yield Check(
-            name="strays",
-            verdict="failed",
-            found=f"unrecorded processes of {home}: {', '.join(strays)}",
-            mend="onerec down",
-        )
+    if strays := stack.strays(home):
+        found = f"unrecorded processes of {home}: {', '.join(map(str, strays))}"
+        yield Check(name="strays", verdict="failed", found=found, mend="onerec down")

@@ -1,8 +1,8 @@
 """Processes of our own: started detached, recognised later by pid *and* birth time, ended with all they spawned.
 
 A pid alone is never trusted, because the kernel hands it out again. What a service spawned is found in three ways,
-since each misses some: children (not those whose parent died), the session (not those that called setsid), and the marker in
-the environment (not those that overwrote it, as Ray's workers do for their titles).
+since each misses some: children (not those whose parent died), the session (not those that called setsid), and the
+marker in the environment (not those that overwrote it to change their titles).
 """
 
 import os
@@ -88,6 +88,7 @@ def end(families: Iterable[tuple[Recorded | None, str]], grace: float) -> None:
     everyone = {process for recorded, marker in families for process in family(recorded, marker)}
     leaders = [process for recorded, _ in families if recorded and (process := recorded.process())]
     _signal(leaders or everyone, "terminate")
+    _signal(leaders, "resume")  # a stopped process would not hear it
     _, stubborn = psutil.wait_procs(leaders, timeout=grace)
     # Whoever was born meanwhile is found by the second look.
     rest = everyone | {process for recorded, marker in families for process in family(recorded, marker)}
@@ -140,7 +141,7 @@ def owner(port: int) -> str:
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr
-            if listens and connection.laddr[1] == port and connection.pid:
+            if listens and tuple(connection.laddr)[1:] == (port,) and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return "another process"
 

@@ -1,4 +1,4 @@
-"""The local platform on one machine: ``up``, ``down``, ``status`` and ``activate`` for what pipelines.services declares.
+"""The local platform on one machine: ``up``, ``down``, ``status``, ``activate`` for what pipelines.services declares.
 
 State lives in the home folder (pipelines.state), with ``logs/<service>.log`` and one folder a service. Nobody
 supervises: services run detached, ``status`` sees a crash and the next ``up`` starts what is dead, on the same ports,
@@ -9,6 +9,8 @@ Left out: restarts on their own accord, limits on memory, several stacks sharing
 
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -212,9 +214,16 @@ def _stop(home: Path, names: Collection[str], known: dict[str, Entry], services:
     }
     ran = [name for name, family in families.items() if processes.family(*family)]
     needed = {need for name in names for need in services[name].needs}
-    # Those who need others end first, so that the collector can still upload.
-    processes.end([family for name, family in families.items() if name not in needed], GRACE)
-    processes.end([family for name, family in families.items() if name in needed], GRACE)
+    with _undisturbed():
+        # Those who need others end first, so that the collector can still upload.
+        processes.end([family for name, family in families.items() if name not in needed], GRACE)
+        processes.end([family for name, family in families.items() if name in needed], GRACE)
+        _forget(home, names, known, services)
+    return ran
+
+
+def _forget(home: Path, names: Collection[str], known: dict[str, Entry], services: Mapping[str, Service]) -> None:
+    """Strikes ended services from the record and removes what they left outside their folders."""
     if any(name in known for name in names):
         site = site_of(home, known)
         for name in names:
@@ -222,7 +231,20 @@ def _stop(home: Path, names: Collection[str], known: dict[str, Entry], services:
                 _sweep(services[name].litter(site))
                 del known[name]
     record(home, known)
-    return ran
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C, from an impatient user, must not cut a tear-down short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _sweep(paths: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """What the local platform remembers in its home folder: ``stack.json`` and ``credentials.json``.
 
-The former holds processes and ports but no secrets. The credentials are made once and kept, because the data in the home folder belongs to them.
+The former holds processes and ports but no secrets. The credentials are made once and kept, because the data in the
+home folder belongs to them.
 """
 
 import fcntl

@@ -158,7 +158,7 @@ def _items(folder: Path, log: pd.DataFrame) -> tuple[pa.Table, pd.DataFrame]:
     videos = pd.concat([_read(p, _VIDEO_COLUMNS) for p in _files(folder, "video_features_basic*.csv")])
     videos = videos[videos["video_id"] != ""].drop_duplicates("video_id")
     logged = log.groupby("video_id")["duration_ms"].median()
-    unknown = logged.index.difference(videos["video_id"])
+    unknown = logged.index.difference(pd.Index(videos["video_id"]))
     videos = pd.concat([videos, pd.DataFrame({"video_id": unknown})], ignore_index=True)
     duration = pd.to_numeric(videos["video_duration"], errors="coerce")
     duration = duration.where(duration > 0).fillna(videos["video_id"].map(logged))

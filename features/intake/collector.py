@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,12 @@ from starlette.routing import Route
 
 from features.intake.events import MAX_BODY_BYTES, InvalidBatch, parse
 from features.intake.telemetry import Telemetry
-from features.intake.upload import UPDATE, UPLOAD, Backlog, Worker, update, upload
+from features.intake.upload import UPDATE, UPLOAD, Apply, Backlog, Worker, update, upload
 from features.intake.wal import WalFailed, WalFull, WalLimits, WriteAheadLog
 from features.settings import settings
 from features.storage import Storage, connect
 
 log = logging.getLogger(__name__)
-
-Apply = Callable[[pa.Table, pa.Table], object]
 
 RETRY_AFTER_S = 5
 FLUSH_TIMEOUT_S, LONGEST_FLUSH_S = 60.0, 600.0
@@ -47,7 +46,7 @@ class IntakeConfig:
     """Where the log lies and how much of it may wait."""
 
     wal: Path
-    limits: WalLimits = WalLimits()
+    limits: WalLimits = field(default_factory=WalLimits)
     budget_bytes: int = 2 * 1024**3
     """Disk for rows that are not uploaded; as much again for rows that only the on-line features miss."""
     upload_linger_s: float = 10.0
@@ -78,7 +77,7 @@ class Intake:
         return Worker(
             backlog=self.backlog,
             step=UPLOAD,
-            work=lambda decoded: upload(storage, decoded),
+            work=lambda decoded, since: upload(storage, decoded),
             linger=self.config.upload_linger_s,
             on_failure=self.telemetry.upload_failures.inc,
             on_done=self.telemetry.count_uploaded,
@@ -88,15 +87,15 @@ class Intake:
         return Worker(
             backlog=self.backlog,
             step=UPDATE,
-            work=lambda decoded: update(apply, decoded),
+            work=lambda decoded, since: update(apply, decoded, since),
             skip_above_bytes=self.config.budget_bytes,
             on_failure=self.telemetry.update_failures.inc,
-            on_skip=self.telemetry.updates_skipped.inc,
+            on_skip=self.telemetry.count_skipped,
         )
 
     async def accept(self, body: bytes, events: Sequence[dict[str, Any]]) -> None:
         """Returns once ``body``, which holds ``events``, is durable; raises WalFull or WalFailed."""
-        used = self.backlog.size(UPLOAD)[1] + self.log.open_bytes()
+        used = self.backlog.bytes(UPLOAD) + self.log.open_bytes()
         if used + len(body) > self.config.budget_bytes:
             raise WalFull(f"{used} bytes wait for S3, the budget is {self.config.budget_bytes}: {self.problems()}")
         await asyncio.wrap_future(self.log.append(body))
@@ -106,13 +105,13 @@ class Intake:
     async def flush(self, timeout: float) -> bool:
         """Waits until everything accepted so far is in S3 and in the on-line features; False on timeout."""
         until = time.monotonic() + timeout
-        self.backlog.hurry(timeout)
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self.log.seal()), timeout)
-        except TimeoutError:
-            return False
-        left = max(0.0, until - time.monotonic())
-        return await asyncio.to_thread(self.backlog.wait_done, self.backlog.newest(), left)
+        with self.backlog.hurry():
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(self.log.seal()), timeout)
+            except TimeoutError:
+                return False
+            left = max(0.0, until - time.monotonic())
+            return await asyncio.to_thread(self.backlog.wait_done, self.backlog.newest(), left)
 
     def problems(self) -> str:
         """What the workers complain about, for error messages."""
@@ -121,9 +120,11 @@ class Intake:
 
     def close(self) -> None:
         """Seals the log, gives the workers a moment, stops them; what is left is replayed by the next start."""
-        self.backlog.hurry(self.config.drain_s)
-        self.log.close()
-        self.backlog.wait_done(self.backlog.newest(), self.config.drain_s)
+        with self.backlog.hurry():
+            self.log.close()
+            # What already fails will hardly be mended by waiting.
+            failing = any(worker.failure for worker in self.workers)
+            self.backlog.wait_done(self.backlog.newest(), min(self.config.drain_s, 1.0 if failing else math.inf))
         for worker in self.workers:
             worker.stop(timeout=1.0)
 
@@ -196,7 +197,7 @@ class _Surface:
         timeout = _timeout(request.query_params.get("timeout", str(FLUSH_TIMEOUT_S)))
         if await self.intake.flush(timeout):
             return JSONResponse({"flushed": True, "updates_skipped": self.intake.telemetry.skipped()})
-        left = {step: self.intake.backlog.size(step)[0] for step in self.intake.backlog.steps}
+        left = {step: self.intake.backlog.segments(step) for step in self.intake.backlog.steps}
         error = f"not flushed within {timeout:g} s: {self.intake.problems()}; nothing is lost, flush again"
         raise _Refused(503, "flush_timeout", error, flushed=False, segments_left=left)
 
@@ -206,7 +207,7 @@ class _Surface:
 
     async def readyz(self, request: Request) -> Response:
         problem = self.intake.log.failure
-        used = self.intake.backlog.size(UPLOAD)[1]
+        used = self.intake.backlog.bytes(UPLOAD)
         if problem is None and used >= self.intake.config.budget_bytes:
             problem = f"{used} bytes wait for S3, the budget is {self.intake.config.budget_bytes}"
         failing = {worker.step: worker.failure for worker in self.intake.workers}
@@ -271,13 +272,26 @@ def _check_tokens(client_token: str, server_token: str) -> None:
         raise ValueError("ONEREC_CLIENT_TOKEN equals ONEREC_SERVER_TOKEN; clients must not be able to write log_probs")
 
 
-def _online_apply() -> Apply:
-    """``Updater.apply`` on the configured feature store; imported here because it needs Feast."""
-    from features.histories.windows import Limits
-    from features.online import OnlineFeatures
+def online_apply() -> Apply:
+    """``Updater.apply`` on the configured feature store, which is opened when the first events come.
+
+    Imported here because it needs Feast; opened late because intake must start without the store.
+    """
+    from features.online import FeaturesUnavailable, OnlineFeatures
     from features.updater import Updater
 
-    apply: Apply = Updater(OnlineFeatures(), Limits()).apply
+    updater: Updater | None = None
+
+    def apply(impressions: pa.Table, feedback: pa.Table, since: float) -> int:
+        nonlocal updater
+        updater = updater or Updater(OnlineFeatures.connect())
+        try:
+            return updater.apply(impressions, feedback, since)
+        except FeaturesUnavailable:
+            # Feast caches a registry, so one that was opened before `feast apply` would stay empty.
+            updater.online = OnlineFeatures.connect()
+            raise
+
     return apply
 
 
@@ -296,23 +310,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = settings()
-    tokens = {
-        "client_token": config.client_token.get_secret_value(),
-        "server_token": config.server_token.get_secret_value(),
-    }
+    client_token, server_token = config.client_token.get_secret_value(), config.server_token.get_secret_value()
     try:
-        _check_tokens(**tokens)
-        apply = None if options.no_features else _online_apply()
+        _check_tokens(client_token, server_token)
+        apply = None if options.no_features else online_apply()
         intake_config = IntakeConfig(wal=options.wal, budget_bytes=options.budget_mb * 1024**2)
         intake = Intake(intake_config, connect(config), apply)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"the collector cannot start: {error}", file=sys.stderr)
         return 2
-    app = create_app(intake, **tokens)
+    app = create_app(intake, client_token=client_token, server_token=server_token)
     server = uvicorn.Config(
         app, host=options.host, port=options.port, access_log=False, log_config=None, timeout_graceful_shutdown=10
     )
-    uvicorn.Server(server).run()
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(server).run()
     return 0
 
 

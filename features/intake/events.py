@@ -135,7 +135,6 @@ class Batch(TypedDict):
 
 
 _BATCH: TypeAdapter[Batch] = TypeAdapter(Batch)
-_EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 
 
 def parse(body: bytes) -> list[dict[str, Any]]:
@@ -185,7 +184,8 @@ def _table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
 
 def _salvage(body: bytes) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Event by event, for batches logged by a version with other rules."""
-    good, rejected = [], []
+    good: list[dict[str, Any]] = []
+    rejected: list[Rejected] = []
     try:
         events = json.loads(body)["events"]
         if not isinstance(events, list):
@@ -194,10 +194,10 @@ def _salvage(body: bytes) -> tuple[list[dict[str, Any]], list[Rejected]]:
         return [], [Rejected("unknown", f"no batch of events: {error}", body.decode(errors="replace"))]
     for event in events:
         try:
-            good.append(_EVENT.validate_json(json.dumps(event)))
-        except ValidationError as error:
+            good += parse(json.dumps({"events": [event]}).encode())
+        except InvalidBatch as error:
             kind = str(event.get("kind")) if isinstance(event, dict) else "unknown"
-            rejected.append(Rejected(kind, _invalid(error).reason, event))
+            rejected.append(Rejected(kind, error.reason, event))
     return good, rejected
 
 

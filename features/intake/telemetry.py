@@ -4,7 +4,9 @@ What an operator watches: ``onerec_collector_oldest_unuploaded_seconds`` and ``o
 grow while S3 or the on-line store is away; ``onerec_collector_wal_bytes`` says how long the disk lasts.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from functools import partial
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 
 from features.intake.events import Decoded
 from features.intake.upload import UPDATE, UPLOAD, Backlog
@@ -15,6 +17,7 @@ class Telemetry:
     """Counters that the collector moves, and gauges read from its log and backlog when scraped."""
 
     def __init__(self, log: WriteAheadLog, backlog: Backlog) -> None:
+        self._log, self._backlog = log, backlog
         self.registry = CollectorRegistry()
         self.accepted = self._counter("events_accepted", "Events on disk and acknowledged.", "kind")
         self.refused = self._counter("requests_refused", "Requests answered with an error.", "reason")
@@ -26,7 +29,7 @@ class Telemetry:
         self._gauge("queue_records", "Batches that wait for the disk.").set_function(log.waiting)
         waiting = self._gauge("wal_bytes", "Bytes in the log that a step still needs.", "step")
         for step in backlog.steps:
-            waiting.labels(step).set_function(lambda step=step: backlog.size(step)[1] + log.open_bytes())
+            waiting.labels(step).set_function(partial(self._bytes, step))
         self._gauge("oldest_unuploaded_seconds", "Age of the oldest event that is not in S3.").set_function(
             lambda: max(backlog.age(UPLOAD), log.open_seconds())
         )
@@ -41,13 +44,20 @@ class Telemetry:
             self.uploaded.labels(kind).inc(table.num_rows)
         self.rejected.inc(len(decoded.rejected))
 
+    def count_skipped(self, decoded: Decoded) -> None:
+        """Counts what the on-line features will miss."""
+        self.updates_skipped.inc(decoded.tables["impression"].num_rows + decoded.tables["feedback"].num_rows)
+
     def skipped(self) -> int:
         """Events given up for the on-line features since the start."""
         return int(self.registry.get_sample_value("onerec_collector_updater_skipped_events_total") or 0)
 
     def render(self) -> bytes:
-        """The text exposition format."""
-        return generate_latest(self.registry)
+        """The text exposition format: these metrics, and those of the process and the updater."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+    def _bytes(self, step: str) -> int:
+        return self._backlog.bytes(step) + self._log.open_bytes()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"onerec_collector_{name}", text, labels, registry=self.registry)

@@ -12,7 +12,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -24,6 +25,9 @@ from features.intake.wal import Segment
 from features.storage import ObjectMissing, Storage
 
 log = logging.getLogger(__name__)
+
+Apply = Callable[[pa.Table, pa.Table, float], object]
+"""Impressions, feedback and when the oldest of them was logged (seconds since the epoch)."""
 
 UPLOAD, UPDATE = "upload", "update"
 
@@ -43,11 +47,11 @@ def upload(storage: Storage, decoded: Decoded) -> None:
         raise
 
 
-def update(apply: Callable[[pa.Table, pa.Table], object], decoded: Decoded) -> None:
+def update(apply: Apply, decoded: Decoded, since: float) -> None:
     """Hands impressions and feedback to ``features.updater.Updater.apply``."""
     impressions, feedback = decoded.tables["impression"], decoded.tables["feedback"]
     if impressions.num_rows or feedback.num_rows:
-        apply(impressions, feedback)
+        apply(impressions, feedback, since)
 
 
 @dataclass
@@ -63,24 +67,29 @@ class Backlog:
         self.steps = tuple(steps)
         self._changed = threading.Condition()
         self._entries: deque[_Entry] = deque()
-        self._hurried = 0.0
+        self._count = dict.fromkeys(steps, 0)
+        self._bytes = dict.fromkeys(steps, 0)
+        self._hurrying = 0
 
     def add(self, segment: Segment) -> None:
         """Takes over a segment; it is removed from disk when every step is done with it."""
         with self._changed:
             self._entries.append(_Entry(segment, set(self.steps)))
+            for step in self.steps:
+                self._count[step] += 1
+                self._bytes[step] += segment.size
             self._changed.notify_all()
 
     def take(self, step: str, linger: float, stopped: Callable[[], bool]) -> list[Segment]:
         """The oldest segments that need ``step``, once the oldest is ``linger`` seconds old; [] when stopped."""
         with self._changed:
             while not stopped():
-                waiting = self._waiting(step)
-                if waiting:
-                    missing = waiting[0].since + linger - time.time()
-                    if missing <= 0 or sum(s.size for s in waiting) >= _TAKEN_BYTES or self.hurried():
-                        return _first_bytes(waiting, _TAKEN_BYTES)
-                self._changed.wait(min(missing, 1.0) if waiting else 1.0)
+                missing = 1.0
+                if self._count[step]:
+                    missing = self._first(step).since + linger - time.time()
+                    if missing <= 0 or self._bytes[step] >= _TAKEN_BYTES or self._hurrying:
+                        return self._first_bytes(step)
+                self._changed.wait(min(missing, 1.0))
             return []
 
     def done(self, step: str, segments: Sequence[Segment]) -> None:
@@ -88,31 +97,35 @@ class Backlog:
         numbers = {segment.number for segment in segments}
         with self._changed:
             for entry in self._entries:
-                if entry.segment.number in numbers:
-                    entry.todo.discard(step)
+                if entry.segment.number in numbers and step in entry.todo:
+                    entry.todo.remove(step)
+                    self._count[step] -= 1
+                    self._bytes[step] -= entry.segment.size
                     if not entry.todo:
                         entry.segment.remove()
             self._entries = deque(entry for entry in self._entries if entry.todo)
             self._changed.notify_all()
 
-    def hurry(self, seconds: float) -> None:
-        """Makes workers take what there is at once, and retry without long waits, for that long."""
+    @contextmanager
+    def hurry(self) -> Iterator[None]:
+        """While somebody waits, workers take what there is at once and retry without long pauses."""
         with self._changed:
-            self._hurried = time.monotonic() + seconds
+            self._hurrying += 1
             self._changed.notify_all()
-
-    def hurried(self) -> bool:
-        """Whether somebody waits for the backlog to be empty."""
-        return time.monotonic() < self._hurried
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._hurrying -= 1
 
     def pause(self, seconds: float, stopped: Callable[[], bool]) -> None:
-        """Waits, shortly when hurried or stopped."""
-        until = time.monotonic() + seconds
+        """Waits so long; only shortly when hurried, not at all when stopped."""
+        begun = time.monotonic()
         with self._changed:
-            while not stopped() and (left := until - time.monotonic()) > 0:
-                if self.hurried() and seconds - left >= _FIRST_WAIT_S:
+            while not stopped() and (passed := time.monotonic() - begun) < seconds:
+                if self._hurrying and passed >= _FIRST_WAIT_S:
                     return
-                self._changed.wait(min(left, _FIRST_WAIT_S))
+                self._changed.wait(min(seconds - passed, _FIRST_WAIT_S))
 
     def wait_done(self, number: int, timeout: float) -> bool:
         """Waits until no segment up to ``number`` needs anything; False on timeout."""
@@ -126,25 +139,37 @@ class Backlog:
         with self._changed:
             return self._entries[-1].segment.number if self._entries else 0
 
-    def size(self, step: str) -> tuple[int, int]:
-        """(segments, bytes) that need ``step``."""
-        with self._changed:
-            waiting = self._waiting(step)
-        return len(waiting), sum(segment.size for segment in waiting)
+    def segments(self, step: str) -> int:
+        """How many segments need ``step``."""
+        return self._count[step]
+
+    def bytes(self, step: str) -> int:
+        """How many bytes need ``step``."""
+        return self._bytes[step]
 
     def age(self, step: str) -> float:
         """Seconds since the oldest record that needs ``step`` was logged, 0 when none does."""
         with self._changed:
-            waiting = self._waiting(step)
-        return max(0.0, time.time() - waiting[0].since) if waiting else 0.0
+            return max(0.0, time.time() - self._first(step).since) if self._count[step] else 0.0
 
     def wake(self) -> None:
         """Lets waiting workers see that they were stopped."""
         with self._changed:
             self._changed.notify_all()
 
-    def _waiting(self, step: str) -> list[Segment]:
-        return [entry.segment for entry in self._entries if step in entry.todo]
+    def _first(self, step: str) -> Segment:
+        return next(entry.segment for entry in self._entries if step in entry.todo)
+
+    def _first_bytes(self, step: str) -> list[Segment]:
+        taken: list[Segment] = []
+        size = 0
+        for entry in self._entries:
+            if step in entry.todo:
+                size += entry.segment.size
+                if taken and size > _TAKEN_BYTES:
+                    break
+                taken.append(entry.segment)
+        return taken
 
 
 @dataclass(eq=False, kw_only=True)
@@ -153,13 +178,14 @@ class Worker:
 
     backlog: Backlog
     step: str
-    work: Callable[[Decoded], None]
+    work: Callable[[Decoded, float], None]
+    """Gets the events of some segments and the time their oldest was logged."""
     linger: float = 0.0
     """Seconds that a segment may wait for company, so that objects do not get too small."""
     skip_above_bytes: int | None = None
     """Derived data only: segments beyond this much backlog are given up while the work fails."""
     on_failure: Callable[[], None] = lambda: None
-    on_skip: Callable[[int], None] = lambda events: None
+    on_skip: Callable[[Decoded], None] = lambda decoded: None
     on_done: Callable[[Decoded], None] = lambda decoded: None
     failure: str | None = field(default=None, init=False)
     """Why the last try failed, None after a success."""
@@ -183,51 +209,40 @@ class Worker:
 
     def _run(self) -> None:
         while segments := self.backlog.take(self.step, self.linger, self._stopped):
-            decoded = decode([body for segment in segments for body in segment.records()])
-            if self._persist(decoded):
+            if self._persist(segments):
                 self.backlog.done(self.step, segments)
 
-    def _persist(self, decoded: Decoded) -> bool:
-        """Tries until it is done or given up; False when stopped before."""
+    def _persist(self, segments: list[Segment]) -> bool:
+        """Tries until the segments are worked off or given up; False when stopped before."""
+        decoded: Decoded | None = None
         tries = 0
         while not self._stopping:
             tries += 1
             try:
-                self.work(decoded)
-            except Exception as error:  # whatever it is, the log keeps the rows and the thread must live
+                decoded = decoded or decode([body for segment in segments for body in segment.records()])
+                self.work(decoded, segments[0].since)
+            except Exception as error:  # whatever it is, the log keeps the rows and this thread must live
                 self._failed(error, tries)
+                if decoded and self._hopeless(error, tries):
+                    log.error("%s: gave up %s after %d tries: %s", self.step, segments, tries, self.failure)
+                    self.on_skip(decoded)
+                    return True
             else:
                 self.failure = None
                 self.on_done(decoded)
-                return True
-            if self._hopeless(tries):
-                self.on_skip(sum(table.num_rows for table in decoded.tables.values()))
-                log.error("%s: gave up %d tries of a segment: %s", self.step, tries, self.failure)
                 return True
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries - 1, 10))
             self.backlog.pause(wait * random.uniform(0.5, 1.0), self._stopped)
         return False
 
     def _failed(self, error: Exception, tries: int) -> None:
-        self.on_failure()
         self.failure = f"{type(error).__name__}: {error}"
-        self._bad_data = isinstance(error, ValueError | TypeError | KeyError)
+        self.on_failure()
         if tries == 1 or tries % 20 == 0:
             log.warning("%s failed (try %d), the log keeps the rows: %s", self.step, tries, self.failure)
 
-    def _hopeless(self, tries: int) -> bool:
+    def _hopeless(self, error: Exception, tries: int) -> bool:
         if self.skip_above_bytes is None:
             return False
-        return self.backlog.size(self.step)[1] > self.skip_above_bytes or (
-            self._bad_data and tries >= _TRIES_OF_BAD_DATA
-        )
-
-
-def _first_bytes(segments: list[Segment], limit: int) -> list[Segment]:
-    taken, size = [], 0
-    for segment in segments:
-        if taken and size + segment.size > limit:
-            break
-        taken.append(segment)
-        size += segment.size
-    return taken
+        bad_data = isinstance(error, ValueError | TypeError | KeyError)
+        return self.backlog.bytes(self.step) > self.skip_above_bytes or (bad_data and tries >= _TRIES_OF_BAD_DATA)

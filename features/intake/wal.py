@@ -148,8 +148,8 @@ class WriteAheadLog:
         return len(self._waiting)
 
     def open_bytes(self) -> int:
-        """Bytes in the segment that is being written."""
-        return self._size
+        """Bytes that are not in a sealed segment yet: written ones and waiting ones."""
+        return self._size + self._waiting_bytes
 
     def open_seconds(self) -> float:
         """Age of the oldest record in the open segment, 0 when it has none."""
@@ -226,7 +226,7 @@ class WriteAheadLog:
         _sync_folder(self.folder)
 
     def _abandon(self, error: OSError) -> None:
-        """After a failed write or flush nobody knows what is on disk: cut at the last durable byte, start a new file."""
+        """After a failed flush nobody knows what is on disk: cuts at the last durable byte and starts a new file."""
         log.error("the write-ahead log at %s failed: %s", self.folder, error)
         self.failure = str(error)
         if self._file < 0:
@@ -270,7 +270,7 @@ def _lock(folder: Path) -> BinaryIO:
 
 
 def _earlier(folder: Path) -> list[Segment]:
-    """The segments an earlier run left; one with a torn end keeps a copy of it, in case it was more than a torn write."""
+    """The segments an earlier run left; a torn end is copied aside, in case it was more than an unfinished write."""
     segments = []
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         data = path.read_bytes()

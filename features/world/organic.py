@@ -13,17 +13,17 @@ import pyarrow as pa
 from features.schema import EXPOSURE, FLAGS, TIME, conform, exposure_id
 from features.world.population import Videos
 from features.world.responses import AffinityScale, bucket_of
-from features.world.sessions import DAY_MS, Sessions
+from features.world.sessions import DAY_MS, Scrolled, Sessions
 
 LIST_LENGTH = 10
-_POPULARITY, _TASTE, _CHANCE = 0.6, 0.32, 0.08
+_POPULARITY, _TASTE, _CHANCE = 0.65, 0.31, 0.04
 """Shares of the mixed logging policy."""
 _TASTE_SHARPNESS = 3.0
 
 Affinity = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Round:
     """Shown views of one round of requests, one entry per view."""
 
@@ -53,7 +53,8 @@ def organic_log(
     for _ in range(3):
         visitors = sessions()
         policy = _Policy(videos, tastes)
-        rounds = [r for day in days for r in _day(day, rng(day), visitors, policy, affinity, scale)]
+        traffic = _Traffic(visitors=visitors, policy=policy, affinity=affinity, scale=scale)
+        rounds = [r for day in days for r in traffic.day(day, rng(day))]
         item = np.concatenate([r.item for r in rounds])
         scale = AffinityScale.fit(np.concatenate([r.affinity for r in rounds]), bucket_of(videos.duration_ms[item]))
     return _table(rounds, videos, user_ids, visitors.start_ms), scale, visitors
@@ -63,7 +64,7 @@ class _Policy:
     """Ranks videos anew for every user and day, without repeats."""
 
     def __init__(self, videos: Videos, tastes: np.ndarray) -> None:
-        self._videos = videos
+        self.videos = videos
         popular = np.exp(videos.popularity)
         taste = np.exp(_TASTE_SHARPNESS * tastes @ videos.topics.T + 0.5 * videos.popularity)
         mixture = _POPULARITY * popular / popular.sum() + _TASTE * taste / taste.sum(axis=1, keepdims=True)
@@ -72,7 +73,7 @@ class _Policy:
 
     def rank(self, rng: np.random.Generator, users: np.ndarray, day: int, count: int) -> np.ndarray:
         """The first ``count`` item rows [V, count] of a Plackett-Luce draw over unseen videos that are uploaded."""
-        available = np.flatnonzero(self._videos.upload_day <= day)
+        available = np.flatnonzero(self.videos.upload_day <= day)
         # Gumbel noise makes the sorted order a draw without replacement, proportional to the policy.
         noise = -np.log(rng.standard_exponential((len(users), len(available)), dtype=np.float32))
         keys = self._logits[np.ix_(users, available)] + noise
@@ -83,72 +84,63 @@ class _Policy:
         return available[np.take_along_axis(top, order, axis=1)]
 
 
-def _day(
-    day: int,
-    rng: np.random.Generator,
-    visitors: Sessions,
-    policy: _Policy,
-    affinity: Affinity,
-    scale: AffinityScale,
-) -> list[_Round]:
-    """All requests of one day; users are independent, so their n-th requests are served together."""
-    plan = visitors.plan(day)
-    users = np.unique(plan.user)
-    limit = visitors.config.max_requests
-    ranked = policy.rank(rng, users, day, LIST_LENGTH * limit * (int(plan.number.max(initial=0)) + 1))
-    offset = np.zeros(len(users), np.int64)
-    rounds = []
-    for number in range(int(plan.number.max(initial=-1)) + 1):
-        here = plan.number == number
-        user, clock, left = plan.user[here], plan.time_ms[here].copy(), np.zeros(here.sum(), bool)
-        for request in range(limit):
-            going = ~left & (plan.max_requests[here] > request)
-            if not going.any():
-                break
-            row = np.searchsorted(users, user[going])
-            places = np.minimum(offset[row][:, None] + np.arange(LIST_LENGTH), ranked.shape[1] - 1)
-            served = _serve(
-                day, user[going], ranked[row[:, None], places], clock[going], number * limit + request, visitors,
-                policy, affinity, scale,
-            )  # fmt: skip
-            rounds.append(served[0])
-            offset[row] += served[1]
-            clock[going], left[going] = served[2], served[3]
-    return rounds
+@dataclass(frozen=True, kw_only=True)
+class _Traffic:
+    """Serves visitors by the policy; ``affinity`` and ``scale`` give their scores."""
 
+    visitors: Sessions
+    policy: _Policy
+    affinity: Affinity
+    scale: AffinityScale
 
-def _serve(
-    day: int,
-    user: np.ndarray,
-    items: np.ndarray,
-    clock: np.ndarray,
-    slot: int,
-    visitors: Sessions,
-    policy: _Policy,
-    affinity: Affinity,
-    scale: AffinityScale,
-) -> tuple[_Round, np.ndarray, np.ndarray, np.ndarray]:
-    """One request of each of V users: the views, how many each saw, when they were through, and who left."""
-    duration = policy._videos.duration_ms[items]
-    raw = affinity(user, items, day)
-    slots = np.full(len(user), slot)
-    done = visitors.scroll(user, items, scale.z(raw, bucket_of(duration)), duration, day, slots)
-    ends = clock[:, None] + np.cumsum(done.views.play_ms + visitors.config.swipe_ms, axis=1)
-    starts = np.concatenate([clock[:, None], ends[:, :-1]], axis=1)
-    v, p = np.nonzero(np.arange(items.shape[1]) < done.shown[:, None])
-    policy.seen[user[v], items[v, p]] = True
-    views = _Round(
-        day=day,
-        user=user[v],
-        slot=slots[v],
-        item=items[v, p],
-        position=p,
-        time_ms=starts[v, p],
-        play_ms=done.views.play_ms[v, p],
-        affinity=raw[v, p],
-        flags=np.stack([done.views.flags[f][v, p] for f in FLAGS]),
-    )
-    return views, done.shown, ends[np.arange(len(user)), done.shown - 1], done.left
+    def day(self, day: int, rng: np.random.Generator) -> list[_Round]:
+        """All requests of one day; users are independent, so their n-th requests are served together."""
+        plan = self.visitors.plan(day)
+        users, visits = np.unique(plan.user), int(plan.number.max(initial=-1)) + 1
+        limit = self.visitors.config.max_requests
+        ranked = self.policy.rank(rng, users, day, LIST_LENGTH * limit * visits)
+        offset = np.zeros(len(users), np.int64)
+        rounds = []
+        for number in range(visits):
+            here = plan.number == number
+            user, clock, left = plan.user[here], plan.time_ms[here], np.zeros(here.sum(), bool)
+            for request in range(limit):
+                going = np.flatnonzero(~left & (plan.max_requests[here] > request))
+                if not len(going):
+                    break
+                row = np.searchsorted(users, user[going])
+                places = np.minimum(offset[row][:, None] + np.arange(LIST_LENGTH), ranked.shape[1] - 1)
+                items = ranked[row[:, None], places]
+                views, done, ends = self._serve(day, user[going], items, clock[going], number * limit + request)
+                rounds.append(views)
+                offset[row] += done.shown
+                clock[going], left[going] = ends, done.left
+        return rounds
+
+    def _serve(
+        self, day: int, user: np.ndarray, items: np.ndarray, clock: np.ndarray, slot: int
+    ) -> tuple[_Round, Scrolled, np.ndarray]:
+        """One request of each of V users: the views, how each list was scrolled, and when each user was through."""
+        duration = self.policy.videos.duration_ms[items]
+        raw = self.affinity(user, items, day)
+        slots = np.full(len(user), slot)
+        done = self.visitors.scroll(user, items, self.scale.z(raw, bucket_of(duration)), duration, day, slots)
+        ends = clock[:, None] + np.cumsum(done.views.play_ms + self.visitors.config.swipe_ms, axis=1)
+        starts = np.concatenate([clock[:, None], ends[:, :-1]], axis=1)
+        v, p = np.nonzero(np.arange(items.shape[1]) < done.shown[:, None])
+        self.policy.seen[user[v], items[v, p]] = True
+        views = _Round(
+            day=day,
+            user=user[v],
+            slot=slots[v],
+            item=items[v, p],
+            position=p,
+            time_ms=starts[v, p],
+            play_ms=done.views.play_ms[v, p],
+            affinity=raw[v, p],
+            flags=np.stack([done.views.flags[f][v, p] for f in FLAGS]),
+        )
+        return views, done, ends[np.arange(len(user)), done.shown - 1]
 
 
 def _table(rounds: list[_Round], videos: Videos, user_ids: np.ndarray, start_ms: int) -> pa.Table:

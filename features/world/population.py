@@ -44,7 +44,13 @@ TOPICS = {
     "magic": ("card trick", "illusion", "street magic", "coin trick", "mind reading", "escape"),
 }
 NAMES = tuple(TOPICS)
-_TITLES = ("{0}: {1} and {2}", "{1}, the {0} way", "How {1} meets {2}", "A day of {1} | {0}", "{1} and {2} you must see")
+_TITLES = (
+    "{0}: {1} and {2}",
+    "{1}, the {0} way",
+    "How {1} meets {2}",
+    "A day of {1} | {0}",
+    "{1} and {2} you must see",
+)
 _AGES = ("12-17", "18-23", "24-30", "31-40", "41-49", "50+")
 _TIERS = ("tier1", "tier2", "tier3", "tier4", "rural")
 _DEVICES = ("android-entry", "android-mid", "android-high", "ios")
@@ -113,7 +119,7 @@ def make_videos(
         topics=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
         main=main,
         quality=quality,
-        popularity=-1.15 * np.log(rank / n * 2000 + 8.0),
+        popularity=-1.6 * np.log(rank / n * 2000 + 14.0),
         duration_ms=duration,
         upload_day=(upload_ms - start_ms) / 86_400_000,
     )

@@ -8,14 +8,14 @@ same outcome whenever it is asked. Left out: notifications, sharing between user
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
 from scipy.stats import poisson
 
 from features.schema import FLAGS
-from features.world.calibration import HOUR_SHARE
 from features.world.chance import uniforms
 from features.world.responses import DRAWS, Responses, Views
-from features.world.world import Watched
+from features.world.world import Visit, Watched
 
 DAY_MS = 24 * 3600 * 1000
 _VIEW, _LEAVE, _VISIT, _TIME, _LENGTH = range(5)
@@ -51,10 +51,26 @@ class Plan:
     number: np.ndarray
     max_requests: np.ndarray
 
+    def visits(self, user_ids: pd.Index) -> list[Visit]:
+        """The same as ``Visit`` records."""
+        columns = (user_ids[self.user], self.time_ms.tolist(), self.max_requests.tolist())
+        return [Visit(user_id=u, time_ms=t, max_requests=m) for u, t, m in zip(*columns, strict=True)]
+
+
+def find_rows(index: pd.Index, ids: list[str], kind: str) -> np.ndarray:
+    """Rows of ``ids`` in ``index``; raises ValueError naming the first id of this ``kind`` that is unknown."""
+    rows = index.get_indexer(pd.Index(ids, dtype=object))
+    if (rows < 0).any():
+        raise ValueError(
+            f"unknown {kind} {ids[int(np.argmin(rows))]!r}: the world has {len(index)} {kind}s, such as {index[0]!r}; "
+            "take ids from history(), visitors() and new_items()"
+        )
+    return rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scrolled:
-    """Responses [V, P] to V lists; row v was shown for its first ``shown[v]`` positions, then the user ``left`` or not."""
+    """Responses [V, P] to V lists; row v was shown as far as ``shown[v]``, then the user ``left`` or not."""
 
     views: Views
     shown: np.ndarray
@@ -62,15 +78,27 @@ class Scrolled:
 
 
 class Sessions:
-    """The state of all visitors: ``activity`` [U] is each one's share of active days under organic traffic."""
+    """The state of all visitors.
+
+    ``activity`` [U] is each one's share of active days under organic traffic, ``hour_share`` [24] when in the day (UTC)
+    they come, ``start_ms`` midnight of day 0.
+    """
 
     def __init__(
-        self, *, seed: int, start_ms: int, activity: np.ndarray, responses: Responses, config: SessionConfig
+        self,
+        *,
+        seed: int,
+        start_ms: int,
+        activity: np.ndarray,
+        hour_share: np.ndarray,
+        responses: Responses,
+        config: SessionConfig,
     ) -> None:
         self.config = config
         self.start_ms = start_ms
         self._seed = seed
         self._activity = np.clip(activity, 0.01, 0.99)
+        self._hours = np.r_[0, np.cumsum(hour_share) / hour_share.sum()]
         self._responses = responses
         self._seen: list[dict[int, tuple[int, int]]] = [{} for _ in activity]
         self._enjoyed: dict[int, dict[int, dict[int, tuple[float, int]]]] = {}
@@ -92,9 +120,8 @@ class Sessions:
         extra = poisson.ppf(uniforms(_LENGTH, self._seed, users, day), self.config.extra_visits)
         count = 1 + np.minimum(extra, 9).astype(np.int64)
         slots = np.arange(10)
-        hours = np.r_[0, np.cumsum(HOUR_SHARE) / HOUR_SHARE.sum()]
         luck = np.where(slots < count[:, None], uniforms(_TIME, self._seed, users[:, None], day, slots), np.nan)
-        times = np.interp(np.sort(luck, axis=1), hours, np.arange(25) * DAY_MS / 24)
+        times = np.interp(np.sort(luck, axis=1), self._hours, np.arange(25) * DAY_MS / 24)
         for k in slots[1:]:
             times[:, k] = np.maximum(times[:, k], times[:, k - 1] + self.config.visit_gap_ms)
         row, number = np.nonzero(times < DAY_MS - 60_000)
@@ -118,7 +145,7 @@ class Sessions:
         repeated = np.array([self._repeats(u, row, (day, s)) for u, row, s in zip(users, items, slots, strict=True)])
         views = self._responses.views(z - self.config.repeat_penalty * repeated, durations, draws)
         leaves = uniforms(_LEAVE, *keys) < self._leaving(views.percentile)
-        left = leaves.any(axis=1)
+        left = np.asarray(leaves.any(axis=1))
         shown = np.where(left, leaves.argmax(axis=1) + 1, items.shape[1])
         for v, (user, slot) in enumerate(zip(users.tolist(), slots.tolist(), strict=True)):
             seen = self._seen[user]
@@ -149,9 +176,9 @@ class Sessions:
             left=bool(done.left[0]),
         )
 
-    def remember(self, user: int, items: np.ndarray) -> None:
-        """Marks item rows as seen before day 0."""
-        for item in items.tolist():
+    def remember(self, users: np.ndarray, items: np.ndarray) -> None:
+        """Marks the item rows as seen by the users [n] before day 0."""
+        for user, item in zip(users.tolist(), items.tolist(), strict=True):
             self._seen[user].setdefault(item, (-1, 0))
 
     def _repeats(self, user: int, items: np.ndarray, now: tuple[int, int]) -> list[bool]:

@@ -2,8 +2,8 @@
 
 What a user feels for a video is ``taste . topics + quality + freshness - duration mismatch``; ``responses`` turns it
 into play time and feedback calibrated to KuaiRand (Gao et al., CIKM 2022), ``sessions`` into leaving and returning. On
-``drift_day`` most users turn to trending topics, videos about them arrive, and older videos of other topics go stale, so
-that a model trained before is measurably worse than one trained after. Left out: social effects, creators who react.
+``drift_day`` most users turn to trending topics, videos about them arrive, and older videos of other topics go stale,
+so that a model trained before is measurably worse than one trained after. Left out: social effects, creators who react.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ import pandas as pd
 import pyarrow as pa
 
 from features.datasets.dataset import Dataset
-from features.world.calibration import kuairand_responses
+from features.world.calibration import HOUR_SHARE, kuairand_responses
 from features.world.organic import organic_log
 from features.world.population import NAMES, Videos, draw_tastes, make_people, make_videos
 from features.world.responses import bucket_of
-from features.world.sessions import DAY_MS, SessionConfig, Sessions
+from features.world.sessions import DAY_MS, SessionConfig, Sessions, find_rows
 from features.world.world import Visit, Watched
 
 _PEOPLE, _VIDEOS, _DRIFT, _LOG = range(4)
@@ -53,6 +53,8 @@ class SimulatorConfig:
             raise ValueError(f"users={self.users}: a world needs at least 2 users; raise `users`")
         if self.items < 100:
             raise ValueError(f"items={self.items}: a world needs at least 100 items to scroll through; raise `items`")
+        if min(self.new_items_per_day, self.drift_items) < 0:
+            raise ValueError("new_items_per_day and drift_items must not be negative")
         if self.history_days < 1:
             raise ValueError(f"history_days={self.history_days}: a world needs at least 1 day of history")
         if not 0 <= self.rho < 1 or not 0 <= self.drift_share <= 1:
@@ -108,9 +110,7 @@ class Simulator:
 
     def visitors(self, day: int) -> list[Visit]:
         """Who opens the app on ``day``, sorted by time."""
-        plan = self._sessions.plan(day)
-        columns = (self._users[plan.user], plan.time_ms.tolist(), plan.max_requests.tolist())
-        return [Visit(user_id=u, time_ms=t, max_requests=m) for u, t, m in zip(*columns, strict=True)]
+        return self._sessions.plan(day).visits(self._users)
 
     def watch(self, day: int, user_id: str, item_ids: list[str], time_ms: int, slot: int) -> Watched:
         """The user scrolls through the list from ``time_ms``; see ``World.watch``."""
@@ -179,11 +179,7 @@ class Simulator:
 
     def _rows(self, user_ids: list[str], item_ids: list[str], day: int) -> tuple[np.ndarray, np.ndarray]:
         self._release(day)
-        users, items = self._users.get_indexer(pd.Index(user_ids)), self._index.get_indexer(pd.Index(item_ids))
-        if (users < 0).any():
-            raise ValueError(f"unknown user {user_ids[int(np.argmin(users))]!r}; the simulator has u00000 and so on")
-        if (items < 0).any():
-            raise ValueError(f"unknown item {item_ids[int(np.argmin(items))]!r}; take ids from history and new_items")
+        users, items = find_rows(self._users, user_ids, "user"), find_rows(self._index, item_ids, "item")
         late = self._videos.upload_day[items] > day
         if late.any():
             raise ValueError(f"item {item_ids[int(np.argmax(late))]!r} is not uploaded yet on day {day}")
@@ -194,6 +190,7 @@ class Simulator:
             seed=self.config.seed,
             start_ms=self._start_ms,
             activity=self._people.activity,
+            hour_share=HOUR_SHARE,
             responses=self._responses,
             config=self.config.sessions,
         )

@@ -24,7 +24,8 @@ class Watched:
     """The part of a list that was really shown, in order; arrays are as long as the views.
 
     ``positions`` index the list, ``times_ms`` is when each view began, ``flags`` maps every name of
-    ``features.schema.FLAGS`` to a bool array, ``end_ms`` is when the user was through, ``left`` whether the visit is over.
+    ``features.schema.FLAGS`` to a bool array, ``end_ms`` is when the user was through, ``left`` whether the visit is
+    over.
     """
 
     positions: np.ndarray

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -56,10 +57,12 @@ class Spool:
             yield
 
     def append(self, events: Sequence[Event]) -> None:
-        """Adds the events, flushed to disk; raises OSError."""
+        """Adds the events, fsynced; raises OSError."""
         lines = "".join(json.dumps(event) + "\n" for event in events)
         with self._locked(), (self._folder / "spool.jsonl").open("a") as file:
             file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def files(self) -> list[Path]:
         """What is to be sent again; later events go to a new file."""

@@ -34,7 +34,9 @@ FEATURES_PAUSE_S = 1.0
 REQUESTS = Counter("onerec_requests_total", "Recommendation requests answered", ["model"])
 USERS = Counter("onerec_recommended_users_total", "Users recommended to, by flag", ["model", "flag"])
 WAITING = Gauge("onerec_waiting_rows", "Users waiting for a batch", ["model"])
-BATCH_ROWS = Histogram("onerec_batch_rows", "Users per run of the model", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+BATCH_ROWS = Histogram(
+    "onerec_batch_rows", "Users per run of the model", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
 STAGE_SECONDS = Histogram("onerec_stage_seconds", "Time of a batch by stage", ["model", "stage"])
 
 FLAGS = {"cold": "cold_user", "degraded": "degraded", "": ""}
@@ -43,11 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class NotReady(ModelNotReady):
-    """HTTP 503; KServe's gRPC interceptor reads ``reason``, which its own class lacks."""
-
-    def __init__(self, name: str, detail: str) -> None:
-        super().__init__(name, detail)
-        self.reason = self.error_msg
+    """HTTP 503, gRPC UNAVAILABLE, with the reason."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The wire forms of a recommendation request: Open Inference Protocol v2 (REST, gRPC) and v1 ``:predict``.
 
-v2 inputs: ``user_id`` BYTES [B]; optional ``time_ms`` INT64 [B] (the request's clock, UTC ms), ``request_id`` BYTES [B],
-``exclude`` BYTES [B, M] (item ids, "" pads). Parameters: num_items, beam_width, mode (beam | sample), temperature, seed,
-exclude_seen. v1: {"instances": [{"user_id": ..., "time_ms": ..., "request_id": ..., "exclude": [...]}], "parameters": {...}}.
+v2 inputs: ``user_id`` BYTES [B]; optional ``time_ms`` INT64 [B] (the request's clock, UTC ms), ``request_id`` BYTES
+[B], ``exclude`` BYTES [B, M] (item ids, "" pads). Parameters: num_items, beam_width, mode (beam | sample), temperature,
+seed, exclude_seen. v1: {"instances": [{"user_id", "time_ms", "request_id", "exclude": [...]}], "parameters": {...}}.
 KServe checks no shapes or types and answers 500 to wrong ones, so everything is checked here, with a 400 that says
 what was given and what is expected. Left out: session mode.
 """
@@ -12,7 +12,7 @@ import struct
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is sent back for a query; ``flags`` are distinct and sorted, ``exposure_ids`` match the recommended items."""
+    """What is sent back; ``flags`` are distinct and sorted, ``exposure_ids`` match the recommended items."""
 
     model_version: str
     recommendations: list[Recommendation]
@@ -110,7 +110,7 @@ def _parse_v1(body: Mapping[str, Any]) -> Query:
     instances = body.get("instances")
     if not isinstance(instances, list):
         raise InvalidInput("the body has no list 'instances'; expected {'instances': [{'user_id': '...'}]}")
-    rows = [{"user_id": each} if isinstance(each, str) else each for each in instances]
+    rows: list[dict[str, Any]] = [{"user_id": each} if isinstance(each, str) else each for each in instances]
     known = {"user_id", "time_ms", "request_id", "exclude"}
     for position, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("user_id"), str) or set(row) - known:
@@ -146,7 +146,7 @@ def _query(
             raise InvalidInput(f"a {name} is empty, longer than {MAX_ID} characters or holds control characters")
     for row, times_ms in enumerate(times or []):
         if not EARLIEST_MS <= times_ms < LATEST_MS:
-            raise InvalidInput(f"time_ms {times_ms} of row {row} is not in the years 2000 to 2099; give UTC milliseconds")
+            raise InvalidInput(f"time_ms {times_ms} of row {row} is not in 2000 to 2099; give UTC milliseconds")
     if any(len(row) > MAX_EXCLUDED for row in exclude):
         raise InvalidInput(f"more than {MAX_EXCLUDED} items are excluded for one user")
     return Query(
@@ -172,21 +172,21 @@ def _options(parameters: Mapping[str, Any]) -> Options:
     unknown = sorted(set(parameters) - known - TRANSPORT_PARAMETERS)
     if unknown:
         raise InvalidInput(f"unknown parameters {unknown}; expected some of {sorted(known)}")
-    options = Options()
+    chosen: dict[str, Any] = {}
     for name, low, high in (("num_items", 1, MAX_ITEMS), ("beam_width", 1, MAX_BEAMS), ("seed", 0, 2**63 - 1)):
         if name in parameters:
             value = parameters[name]
             if type(value) is not int or not low <= value <= high:
                 raise InvalidInput(f"parameter {name} is {value!r}; expected an integer from {low} to {high}")
-            options = replace(options, **{name: value})
+            chosen[name] = value
     if "temperature" in parameters:
-        options = replace(options, temperature=_temperature(parameters["temperature"]))
-    mode, seen = parameters.get("mode", options.mode), parameters.get("exclude_seen", True)
+        chosen["temperature"] = _temperature(parameters["temperature"])
+    mode, seen = parameters.get("mode", MODES[0]), parameters.get("exclude_seen", True)
     if mode not in MODES:
         raise InvalidInput(f"parameter mode is {mode!r}; expected one of {', '.join(MODES)}")
     if not isinstance(seen, bool):
         raise InvalidInput(f"parameter exclude_seen is {seen!r}; expected true or false")
-    return replace(options, mode=mode, exclude_seen=seen)
+    return Options(mode=mode, exclude_seen=seen, **chosen)
 
 
 def _temperature(value: Any) -> float:

@@ -3,14 +3,16 @@
 Serving of OneRec-V2 (arXiv 2508.20900). Filters act inside the search: a SID all of whose items are seen or excluded
 is never entered. A SID may name several items (there is no published rule for collisions); p(item | user) is taken as
 p(SID | user) * p(item | SID), the second factor being the item's smoothed share of its SID's popularity, so nothing is
-lost when SIDs are unique. ``log_probs`` are the model's own, per token, at temperature 1 and before any mask; in fp32 they
-equal the trainer's recomputation within 1e-4, under bf16 autocast within 0.15. Left out: reward selection, session mode.
+lost when SIDs are unique. ``log_probs`` are the model's own, per token, at temperature 1 and before any mask; in fp32
+they equal the trainer's recomputation within 1e-4, under bf16 autocast within 0.15. Left out: reward selection,
+session mode.
 
 Shapes: B requests, W beams, L SID levels, n recommended items of one request.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -94,9 +96,7 @@ class Recommender:
         generator = self._generator(seed)
         for rows in _chunks(len(contexts)):
             with torch.inference_mode(), self._precision():
-                drawn = sample(
-                    self.bundle.model, self._encode(contexts.take(rows)), None, samples, generator=generator
-                )
+                drawn = sample(self.bundle.model, self._encode(contexts.take(rows)), None, samples, generator=generator)
                 legal += int((self.bundle.trie.locate(drawn.sids) >= 0).sum())
         return legal / max(len(contexts) * samples, 1)
 
@@ -165,7 +165,7 @@ class Recommender:
         # Beams compete by probability; samples keep their order, the first choice of every SID before any second one.
         order = np.lexsort((beam, -scores, request) if by_score else (beam, rank, request))
         bounds = np.searchsorted(request[order], np.arange(len(leaf) + 1))
-        best = [order[low : min(high, low + num_items)] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        best = [order[low : min(high, low + num_items)] for low, high in pairwise(bounds)]
         ids = self.bundle.catalogue.item_ids
         return [
             Recommendation(

@@ -1,8 +1,8 @@
 """Follows an alias: the named bundle is fetched, verified, loaded and warmed up beside the running one, then swapped.
 
 The swap is one assignment; requests keep the recommender they began with, so every answer comes from exactly one
-version and the old one is freed when its last request is done. A bundle that is corrupt or does not load is refused with
-the reason and the old one stays. Object storage that is away changes nothing except readiness of a model
+version and the old one is freed when its last request is done. A bundle that is corrupt or does not load is refused
+with the reason and the old one stays. Object storage that is away changes nothing except readiness of a model
 that never loaded. Left out: deltas of the catalogue between bundles.
 """
 
@@ -115,5 +115,3 @@ class Follower:
         if reason != self.reason:
             log.warning("model %s: %s", self.name, reason)
         self.reason = reason
-
-

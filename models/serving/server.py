@@ -7,6 +7,7 @@ models before it has drained, and its repository's ``load`` and ``unload`` are o
 
 import asyncio
 import logging
+import warnings
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +15,7 @@ import fastapi
 import kserve
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from grpc import aio
+from grpc import StatusCode, aio
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING, MAX_GRPC_MESSAGE_LENGTH
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
 from kserve.protocol.dataplane import DataPlane
@@ -25,12 +26,15 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.server import RESTServer
 
 from models.serving.events import ServedLog
-from models.serving.predictor import OneRecModel
+from models.serving.predictor import NotReady, OneRecModel
 
 GRACE_S = 20
 STATUS = {InvalidInput: HTTPStatus.BAD_REQUEST, ModelNotFound: HTTPStatus.NOT_FOUND}
-
-log = logging.getLogger(__name__)
+GRPC_STATUS = {
+    InvalidInput: StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: StatusCode.NOT_FOUND,
+    NotReady: StatusCode.UNAVAILABLE,
+}
 
 
 class Repository(kserve.ModelRepository):
@@ -125,6 +129,17 @@ async def _malformed(_: fastapi.Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": text}, status_code=HTTPStatus.BAD_REQUEST)
 
 
+class Statuses(ExceptionToStatusInterceptor):
+    """KServe's mapping of errors to gRPC statuses, without a traceback in the log for a client's mistake."""
+
+    async def handle_exception(self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str) -> None:
+        """Ends the call with the error's status and message."""
+        code = GRPC_STATUS.get(type(ex))
+        if code is not None:
+            await context.abort(code, str(ex))
+        await super().handle_exception(ex, request_or_iterator, context, method_name)
+
+
 class Grpc(GRPCServer):
     """KServe's gRPC server on one host, without a log line per call."""
 
@@ -135,7 +150,7 @@ class Grpc(GRPCServer):
     async def start(self, max_workers: int) -> None:
         """Serves until stopped; raises RuntimeError when the port is taken."""
         limits = [(f"grpc.max_{way}_message_length", MAX_GRPC_MESSAGE_LENGTH) for way in ("send", "receive")]
-        self._server = aio.server(interceptors=(ExceptionToStatusInterceptor(),), options=limits)
+        self._server = aio.server(interceptors=(Statuses(),), options=limits)
         servicer = InferenceServicer(self._data_plane, self._model_repository_extension)
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         self._server.add_insecure_port(f"{self._host}:{self._port}")
@@ -176,10 +191,11 @@ class Server(kserve.ModelServer):
     def stop(self, sig: int) -> None:
         """Uvicorn handles the signal first and raises it again when it has drained; the gRPC server drains next."""
         self._rest_server._server.should_exit = True  # the signal came before Uvicorn listened to it
-        asyncio.get_running_loop().create_task(self._grpc_server.stop(sig))  # noqa: RUF006 - ends with the loop
+        asyncio.get_running_loop().create_task(self._grpc_server.stop(sig))
 
     @staticmethod
     def _quieten() -> None:
         kserve.logging.configure_logging()
         for name in ("kserve", "kserve.trace", "uvicorn.access", "uvicorn.error", "httpx"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's use of it, every request

@@ -21,7 +21,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from models.tokenizer.interactions import item_rows, newest, strength, times, user_item
-from models.tokenizer.vocabulary import bucket
+from models.tokenizer.vocabulary import bucket, stable_hash
 
 _HASHED = 8192  # columns of the hashed content features
 _FIELDS = {"tags": 1.0, "title": 1.0, "author_id": 0.7, "music_id": 0.3}  # ours; a field's weight in the content part
@@ -201,7 +201,7 @@ def _log_duration(items: pa.Table) -> np.ndarray:
 
 def _keys(item_ids: Sequence[str]) -> np.ndarray:
     """Stable int64 hashes of item ids, so that the state needs no strings."""
-    return np.fromiter((bucket(item_id, 2**63 - 1) for item_id in item_ids), np.int64, len(item_ids))
+    return np.fromiter((stable_hash(item_id) >> 1 for item_id in item_ids), np.int64, len(item_ids))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def times(exposures: pa.Table) -> np.ndarray:
 
 def item_rows(exposures: pa.Table, item_ids: Sequence[str] | pd.Index) -> np.ndarray:
     """Row of each exposure's item in ``item_ids``, int64 [n]; -1 where it is not listed."""
-    index = item_ids if isinstance(item_ids, pd.Index) else pd.Index(item_ids, dtype=object)
+    index = item_ids if isinstance(item_ids, pd.Index) else pd.Index(list(item_ids), dtype=object)
     return index.get_indexer(pd.Index(exposures.column("item_id").to_pylist(), dtype=object)).astype(np.int64)
 
 

@@ -49,7 +49,7 @@ def _balance(x: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def balanced_assign(cost: np.ndarray, capacity: int, *, tolerance: float = 5e-3) -> np.ndarray:
-    """Cluster int32 [n] of each row of ``cost`` [n, k], at most ``capacity`` rows a cluster, at nearly least total cost.
+    """Cluster int32 [n] of each row of ``cost`` [n, k], at most ``capacity`` a cluster, at nearly least total cost.
 
     ``tolerance`` is the bid increment, as a share of a row's typical cost: smaller is slower and nearer to the
     optimum. Raises ValueError when the clusters cannot hold all rows.

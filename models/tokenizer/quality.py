@@ -38,18 +38,18 @@ def code_usage(sids: np.ndarray, codes: int) -> dict[str, Any]:
 def neighbour_hit_rate(sids: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
     """Share of item pairs [m, 2] (rows) whose SIDs agree in the first 1, 2, ... codes, and the same by chance.
 
-    Chance pairs the same left and right items independently, so popular codes get no credit.
+    Chance pairs the same left and right items independently (different ones, as in the pairs), so popular codes
+    get no credit.
     """
     if not len(pairs):
         return {}
+    twice = _meeting(pairs[:, 0], pairs[:, 1])
     rates: dict[str, float] = {"pairs": float(len(pairs))}
     for length in range(1, sids.shape[1]):
         _, prefix = np.unique(sids[:, :length], axis=0, return_inverse=True)
         left, right = prefix[pairs[:, 0]], prefix[pairs[:, 1]]
-        codes = int(prefix.max()) + 1
-        chance = (np.bincount(left, minlength=codes) / len(pairs)) @ (np.bincount(right, minlength=codes) / len(pairs))
         rates[f"prefix{length}"] = float((left == right).mean())
-        rates[f"prefix{length}_chance"] = float(chance)
+        rates[f"prefix{length}_chance"] = (_meeting(left, right) - twice) / (1 - twice)
     return rates
 
 
@@ -62,6 +62,12 @@ def neighbour_pairs(exposures: pa.Table, item_ids: Sequence[str]) -> np.ndarray:
     users, rows = users[order], rows[order]
     pairs = np.stack([rows[:-1], rows[1:]], axis=1)
     return pairs[(users[:-1] == users[1:]) & (pairs >= 0).all(1) & (pairs[:, 0] != pairs[:, 1])]
+
+
+def _meeting(left: np.ndarray, right: np.ndarray) -> float:
+    """Chance that a random one of ``left`` equals a random one of ``right``."""
+    size = int(max(left.max(), right.max())) + 1
+    return float((np.bincount(left, minlength=size) / len(left)) @ (np.bincount(right, minlength=size) / len(right)))
 
 
 def _gini(counts: np.ndarray) -> float:

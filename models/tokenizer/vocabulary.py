@@ -10,7 +10,7 @@ SIDs (``models.decoding``).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,15 @@ AUTHOR_BUCKETS = 2048
 TAG_BUCKETS = 256
 
 
-@cache
+def stable_hash(name: str) -> int:
+    """A 64-bit hash of ``name`` that is the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=1 << 16)
 def bucket(name: str, buckets: int) -> int:
     """The stable hash bucket of ``name`` in 1..buckets-1; the empty name is bucket 0 (unknown)."""
-    if not name:
-        return 0
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return 1 + int.from_bytes(digest, "little") % (buckets - 1)
+    return 1 + stable_hash(name) % (buckets - 1) if name else 0
 
 
 def titles_of(items: pa.Table) -> list[str]:
@@ -50,7 +52,7 @@ class Catalogue:
     author: np.ndarray  # int64 [n] in 0..AUTHOR_BUCKETS-1, 0 = unknown
     tag: np.ndarray  # int64 [n] in 0..TAG_BUCKETS-1, 0 = unknown; of the item's first tag
     duration_ms: np.ndarray  # float32 [n]
-    popularity: np.ndarray  # float32 [n], see models.tokenizer.embedding.popularity
+    popularity: np.ndarray  # float32 [n], see models.tokenizer.interactions.popularity
     titles: list[str]
     items: pa.Table | None = None
 

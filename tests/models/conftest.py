@@ -1,6 +1,7 @@
 """A tiny bundle with random weights, for whatever needs a model that answers but knows nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,15 @@ def random_exposures(items: pa.Table, count: int, rng: np.random.Generator) -> p
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> tuple[Tokenizer, Catalogue]:
-    """A tokenizer of 3 levels of 8 codes and the catalogue of 120 items; some SIDs name several items."""
+    """A tokenizer (3 levels of 8 codes) and a catalogue of 120 items, the last ten with the SIDs of the first ten."""
     rng = np.random.default_rng(0)
     items = random_items(120, rng)
     exposures = random_exposures(items, 600, rng)
     tokenizer = Tokenizer.fit(items, exposures, TokenizerConfig(levels=3, codes=8, dim=8, seed=0))
-    return tokenizer, tokenizer.catalogue(items, exposures)
+    catalogue = tokenizer.catalogue(items, exposures)
+    sids = catalogue.sids.copy()
+    sids[-10:] = sids[:10]
+    return tokenizer, replace(catalogue, sids=sids)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -6,12 +7,43 @@ import torch.nn.functional as F
 
 from models.objectives.ntp import ntp_loss
 from models.onerec_v2 import OneRecV2, V2Config
+from models.pathways import NUMERIC, ContextTensors
 from models.presets import preset
 
 VARIANTS = [{}, {"l_kv": 3, "s_kv": 2}, {"l_kv": 2, "kv_groups": 4}, {"recency_bias": False, "head": "tied"}]
 
 
-def plain_logits(model: OneRecV2, context, request: int, sid: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def build_model(**overrides: Any) -> OneRecV2:
+    """A few thousand weights, all of them random and large enough to matter."""
+    torch.manual_seed(0)
+    sizes = {"codes": 7, "d_model": 16, "layers": 3, "heads": 4, "kv_groups": 2, "embed": 8}
+    model = OneRecV2(V2Config(**{**sizes, **overrides})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def build_context(
+    model: OneRecV2, requests: int = 3, length: int = 12, share: float = 0.6, seed: int = 0
+) -> ContextTensors:
+    """Random behaviours of the model's vocabulary; a slot is filled with probability ``share``."""
+    draw = torch.Generator().manual_seed(seed)
+    c, shape = model.config, (requests, length)
+    mask = torch.rand(shape, generator=draw) < share
+    return ContextTensors(
+        static=torch.randint(0, c.static_buckets, (requests, c.static_fields), generator=draw),
+        sids=torch.randint(1, c.codes + 1, (*shape, c.levels), generator=draw) * mask[..., None],
+        author=torch.randint(0, c.author_buckets, shape, generator=draw) * mask,
+        tag=torch.randint(0, c.tag_buckets, shape, generator=draw) * mask,
+        numeric=torch.randn(*shape, len(NUMERIC), generator=draw) * mask[..., None],
+        labels=torch.randint(0, 2, (*shape, 9), generator=draw).float() * mask[..., None],
+        kind=torch.arange(length) * 3 // length,
+        mask=mask,
+    )
+
+
+def plain_logits(model: OneRecV2, context: ContextTensors, request: int, sid: torch.Tensor) -> torch.Tensor:
     """[L, C] for one request and one target: whole prefix, no cache, no packing, one head at a time."""
     c, p = model.config, model.context
     slots = [s for s in range(context.mask.shape[1]) if context.mask[request, s]]
@@ -50,7 +82,7 @@ def plain_logits(model: OneRecV2, context, request: int, sid: torch.Tensor) -> t
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_equals_the_plain_reference(build_model, build_context, variant) -> None:  # type: ignore[no-untyped-def]
+def test_equals_the_plain_reference(variant: dict[str, Any]) -> None:
     model = build_model(**variant)
     context = build_context(model)
     targets = torch.randint(0, 7, (3, 2, 3), generator=torch.Generator().manual_seed(1))
@@ -63,7 +95,7 @@ def test_equals_the_plain_reference(build_model, build_context, variant) -> None
 
 
 @torch.no_grad()
-def test_targets_together_equal_one_at_a_time_and_decode(build_model, build_context) -> None:  # type: ignore[no-untyped-def]
+def test_targets_together_equal_one_at_a_time_and_decode() -> None:
     model = build_model()
     context = build_context(model)
     targets = torch.randint(0, 7, (3, 5, 3), generator=torch.Generator().manual_seed(2))
@@ -76,7 +108,7 @@ def test_targets_together_equal_one_at_a_time_and_decode(build_model, build_cont
 
 
 @torch.no_grad()
-def test_padding_and_neighbours_in_the_batch_change_nothing(build_model, build_context) -> None:  # type: ignore[no-untyped-def]
+def test_padding_and_neighbours_in_the_batch_change_nothing() -> None:
     model = build_model(s_kv=2)
     context = build_context(model)
     targets = torch.zeros(3, 1, 3, dtype=torch.long)
@@ -93,13 +125,13 @@ def test_padding_and_neighbours_in_the_batch_change_nothing(build_model, build_c
 
 
 @torch.no_grad()
-def test_an_empty_history_is_served_from_the_static_token(build_model, build_context) -> None:  # type: ignore[no-untyped-def]
+def test_an_empty_history_is_served_from_the_static_token() -> None:
     model = build_model()
     context = build_context(model, share=0.0)
     assert torch.isfinite(model(context, torch.zeros(3, 1, 3, dtype=torch.long))).all()
 
 
-def test_every_weight_learns_and_bf16_agrees(build_model, build_context) -> None:  # type: ignore[no-untyped-def]
+def test_every_weight_learns_and_bf16_agrees() -> None:
     model = build_model(l_kv=3, s_kv=2)
     context = build_context(model)
     targets = torch.randint(0, 7, (3, 4, 3), generator=torch.Generator().manual_seed(3))
@@ -112,7 +144,7 @@ def test_every_weight_learns_and_bf16_agrees(build_model, build_context) -> None
     assert (rough.softmax(-1) - exact.softmax(-1)).abs().mean() < 0.02
 
 
-def test_training_finds_the_item_a_history_points_to(build_model, build_context) -> None:  # type: ignore[no-untyped-def]
+def test_training_finds_the_item_a_history_points_to() -> None:
     """Target = the SID of the youngest behaviour: solvable only by reading the context and preferring recent items."""
     torch.manual_seed(0)
     model = OneRecV2(V2Config(codes=8, d_model=32, layers=2, heads=4, embed=16))
@@ -141,6 +173,6 @@ def test_lazy_decoder_size_and_presets() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"heads": 3}, {"kv_groups": 3}, {"l_kv": 4}, {"s_kv": 3}, {"codes": 0}])
-def test_impossible_sizes_are_refused(wrong) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         V2Config(**wrong)

@@ -188,6 +188,6 @@ def test_a_part_that_breaks_the_schema_is_rejected_and_the_rest_compacted(s3: St
 
 def test_naive_and_empty_ranges_are_refused(s3: Storage) -> None:
     with pytest.raises(ValueError, match="time zone"):
-        exposures.read(s3, datetime(2022, 5, 1), DAY)  # noqa: DTZ001
+        exposures.read(s3, datetime(2022, 5, 1), DAY)
     with pytest.raises(ValueError, match="empty"):
         exposures.compact(s3, DAY, DAY)

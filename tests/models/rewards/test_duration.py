@@ -15,7 +15,7 @@ def columns(rows: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, ...]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=60))
-def test_quantile_equals_counting_strictly_earlier_views(rows) -> None:  # type: ignore[no-untyped-def]
+def test_quantile_equals_counting_strictly_earlier_views(rows: list[tuple[int, int, int, int]]) -> None:
     play, duration, negative, users, times = columns(rows)
     result = duration_aware_advantage(play, duration, negative, users, times)
     bucket = duration_bucket(duration, DurationConfig())

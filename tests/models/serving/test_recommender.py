@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -49,12 +47,14 @@ def test_items_exist_match_their_sid_and_come_once(bundle: Bundle, mode: str) ->
 def test_a_wide_beam_ranks_like_scoring_every_item(bundle: Bundle) -> None:
     context = random_context(bundle, 3)
     (best, *_) = Recommender(bundle).recommend(context, num_items=100, beam_width=512, exclude_seen=False)
-    sids = torch.from_numpy(bundle.catalogue.sids).long()
+    sids = torch.tensor(bundle.catalogue.sids).long()
     with torch.inference_mode():
         logits = bundle.model(to_tensors(context.take(slice(0, 1)), bundle.catalogue), sids[None])
     sid_score = logits.log_softmax(-1).gather(-1, sids[None, ..., None]).sum((-1, -2))[0].numpy()
     weight = bundle.catalogue.popularity + 1
-    share = [weight[i] / weight[(bundle.catalogue.sids == bundle.catalogue.sids[i]).all(1)].sum() for i in range(len(sids))]
+    share = [
+        weight[i] / weight[(bundle.catalogue.sids == bundle.catalogue.sids[i]).all(1)].sum() for i in range(len(sids))
+    ]
     expected = np.sort(sid_score + np.log(share))[::-1][:100]
     np.testing.assert_allclose(best.scores, expected, atol=1e-4)
 
@@ -80,7 +80,9 @@ def test_seen_and_excluded_items_stay_away(bundle: Bundle, mode: str) -> None:
     exclude = [set(ids[:50]), set(), set(ids[:-2]), set(ids)]
     answers = Recommender(bundle).recommend(context, num_items=100, beam_width=512, mode=mode, exclude=exclude, seed=0)
     for row, answer in enumerate(answers):
-        seen = {ids[i] for part in (context.short, context.positive, context.lifelong) for i in part.item[row] if i >= 0}
+        seen = {
+            ids[i] for part in (context.short, context.positive, context.lifelong) for i in part.item[row] if i >= 0
+        }
         assert not set(answer.item_ids) & (seen | exclude[row])
     assert set(answers[2].item_ids) <= set(ids[-2:])
     assert answers[3].item_ids == []
@@ -90,9 +92,8 @@ def test_seen_and_excluded_items_stay_away(bundle: Bundle, mode: str) -> None:
 
 
 def test_a_sid_whose_items_are_half_excluded_serves_the_other_half(bundle: Bundle) -> None:
-    sids, counts = np.unique(bundle.catalogue.sids, axis=0, return_counts=True)
-    assert counts.max() > 1, "the tiny catalogue should have a collision"
-    rows = np.flatnonzero((bundle.catalogue.sids == sids[counts.argmax()]).all(1))
+    rows = np.flatnonzero((bundle.catalogue.sids == bundle.catalogue.sids[-1]).all(1))
+    assert len(rows) > 1
     ids = bundle.catalogue.item_ids
     exclude = set(ids) - {ids[rows[-1]]}
     (answer,) = Recommender(bundle).recommend(

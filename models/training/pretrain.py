@@ -1,0 +1,72 @@
+"""Pre-training: next-token prediction of the SIDs of exposed items (OneRec-V2, arXiv 2508.20900, 2.2-2.3).
+
+The loss is the mean over SID levels, on the newest impressions only; incremental training is the same with ``init``, the
+weights of an earlier stage or bundle, on a newer window. Left out: mixing in samples of other tasks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.objectives.ntp import ntp_loss
+from models.onerec_v2 import V2Config
+from models.tokenizer.vocabulary import Catalogue
+from models.training import checkpoint
+from models.training.loop import Loss, Plan, fit, rank
+from models.training.ray import launch
+from models.training.stage import Example, Job, StageConfig, Workshop, rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """Pre-training; V2 goes once through the data, small data allow several ``epochs``."""
+
+
+def pretrain(
+    data: Path,
+    catalogue: Catalogue,
+    model: V2Config,
+    config: PretrainConfig,
+    output: Path,
+    *,
+    init: Path | None = None,
+    ray_address: str = "",
+    name: str = "pretrain",
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Trains on the run's data into ``output`` (model.safetensors, config.json, metrics.json, metrics.jsonl).
+
+    ``init`` is a folder whose weights to go on from. With ``ray_address`` it is a Ray Train job of ``workers``, else it
+    runs in this process. A rerun resumes; a finished one returns its metrics. Raises TrainingDiverged.
+    """
+    job = Job(
+        stage="pretrain", data=data, catalogue=catalogue, model=model, config=config, output=output, init=init
+    )
+    return launch(train, job, ray_address=ray_address, name=name, workers=workers)
+
+
+def train(job: Job[PretrainConfig]) -> dict[str, Any]:
+    """What each worker runs."""
+    shop = Workshop(job)
+    batches = shop.batches()
+    training = job.fingerprint()
+
+    def objective(model: nn.Module, example: Example) -> Loss:
+        logits = model(example.context, example.targets)
+        weights = shop.of_exposures(shop.weights, example)
+        count = int((example.batch.items >= 0).sum())
+        return Loss(ntp_loss(logits, example.targets, weights), {}, count, count * job.model.levels)
+
+    plan = Plan(
+        steps=shop.steps(batches),
+        example=lambda step: shop.example(batches(step)),
+        objective=objective,
+        training=training,
+    )
+    metrics = fit(shop.model, plan, job.config, job.output)
+    if rank() == 0:
+        metrics = rounded({**metrics, **shop.measure(), "exposures_per_epoch": batches.examples})
+        checkpoint.finish(job.output, shop.model, job.model, training, metrics)
+    return metrics

@@ -1,0 +1,129 @@
+"""Runs a stage's train function here, or as a Ray Train (V2) TorchTrainer on a running Ray.
+
+Ray resumes any run of the same name and storage path in silence, finished ones too. So Ray keeps no checkpoints of
+ours: a run's name is its run id and stage, its outcome lies in the output folder, and there our own fingerprint decides
+whether to resume. Workers read the data and write the output by path: on several machines both must be on shared
+storage. Left out: elastic scaling.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from models.training.checkpoint import METRICS, finished
+from models.training.loop import TrainingDiverged
+from models.training.stage import Job
+
+J = TypeVar("J", bound=Job[Any])
+STORAGE = "ray"
+
+
+class RayUnavailable(RuntimeError):
+    """No Ray answers at the address; the message says what to do."""
+
+
+class TrainingFailed(RuntimeError):
+    """A Ray Train worker failed; the message carries the worker's own."""
+
+
+def launch(
+    train: Callable[[J], dict[str, Any]], job: J, *, ray_address: str, name: str, workers: int = 1
+) -> dict[str, Any]:
+    """``train(job)`` in this process when ``ray_address`` is empty, else on Ray; returns the stage's metrics.
+
+    A job that finished in ``job.output`` before is not run again. Raises RayUnavailable, TrainingDiverged, TrainingFailed.
+    """
+    done = finished(job.output, job.fingerprint())
+    if done is not None:
+        return done
+    if not ray_address:
+        if workers != 1:
+            raise ValueError(f"{workers} workers need Ray: give ray_address, or train with one worker in this process")
+        return train(job)
+    with _connected(ray_address):
+        _run(train, job, name, workers)
+    done = finished(job.output, job.fingerprint())
+    if done is None:
+        raise TrainingFailed(
+            f"Ray finished {name!r}, but {job.output / METRICS} is not visible here; workers on other machines need the "
+            f"run's folders on shared storage"
+        )
+    return done
+
+
+def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"train": train, "job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=torch.cuda.is_available(),
+            resources_per_worker={"GPU": 1} if torch.cuda.is_available() else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(_storage(job.output)),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        _raise_cause(error, name)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    config["train"](config["job"])
+
+
+def _raise_cause(error: Exception, name: str) -> None:
+    """Our own error when a worker raised it, else TrainingFailed with the worker's message."""
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    cause = getattr(first, "cause", None) or first
+    if isinstance(cause, TrainingDiverged):
+        raise cause from error
+    raise TrainingFailed(f"Ray Train run {name!r} failed: {type(cause).__name__}: {cause}") from error
+
+
+def _storage(output: Path) -> Path:
+    from features.settings import settings
+
+    return (settings().home / STORAGE).absolute()
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """A connection to the Ray at ``address`` (host:port), kept when there already was one."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _check(address)
+    ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Fails within seconds when nobody listens: ray.init alone would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        raise RayUnavailable(f"the Ray address is {address!r}; expected host:port, as `ray start --head` prints it")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        raise RayUnavailable(
+            f"no Ray answers at {address} ({error}); start it with `onerec up`, or leave ONEREC_RAY_ADDRESS empty to "
+            f"train in this process"
+        ) from error

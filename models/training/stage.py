@@ -1,0 +1,196 @@
+"""What pre-training and alignment share: the job a worker gets, its tensors, exposure weights and the held-out check."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.histories.windows import Limits
+from models.objectives.ntp import ntp_loss
+from models.onerec_v2 import OneRecV2, V2Config
+from models.pathways import ContextTensors, to_tensors
+from models.rewards.duration import DurationConfig, duration_bucket
+from models.tokenizer.vocabulary import Catalogue
+from models.training.checkpoint import fingerprint, load_weights
+from models.training.data import Batch, Batches, Contexts, RunData
+from models.training.loop import FitConfig, autocast, prepare_device, rank, world
+
+HELD_OUT_SAMPLES = 1024
+"""How many held-out samples are scored; a fixed slice, so that before and after are paired."""
+TOP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(FitConfig):
+    """A stage's optimisation and how much each exposure counts in its NTP loss."""
+
+    exposure_weight: Literal["all", "engaged"] = "all"
+    """``all``: every exposure alike, as V2 trains. ``engaged`` (ours): 0.1 + the play time's quantile among exposures of
+    like duration, because training on all exposures imitates the policy that chose them."""
+    positive_weight: float = 1.0
+    """Factor for exposures with high engagement; 1 is V2's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exposure_weight not in ("all", "engaged") or self.positive_weight < 0:
+            raise ValueError(
+                f"exposure_weight {self.exposure_weight!r} must be 'all' or 'engaged' and "
+                f"positive_weight {self.positive_weight} at least 0"
+            )
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job(Generic[Config]):
+    """One stage of one run: everything a worker needs, and nothing that is not a value or a path."""
+
+    stage: str
+    data: Path
+    catalogue: Catalogue
+    model: V2Config
+    config: Config
+    output: Path
+    init: Path | None
+
+    def __post_init__(self) -> None:
+        if (self.model.codes, self.model.levels) != (self.catalogue.codes, self.catalogue.levels):
+            raise ValueError(
+                f"the model has {self.model.levels} levels of {self.model.codes} codes, the catalogue "
+                f"{self.catalogue.levels} of {self.catalogue.codes}; build the model's configuration for this catalogue"
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the outcome; see ``checkpoint.fingerprint``."""
+        config = asdict(self.config)
+        return fingerprint(self.stage, config, self.model, self.data, self.catalogue.sids, self.init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A batch as tensors; padding has mask False and code 0."""
+
+    context: ContextTensors
+    targets: Tensor
+    """[B, T, L] long."""
+    mask: Tensor
+    """[B, T] bool."""
+    batch: Batch
+
+
+class Workshop(Generic[Config]):
+    """A job opened by a worker: data in memory, the model with its initial weights on its device."""
+
+    def __init__(self, job: Job[Config]) -> None:
+        self.job, self.config, self.catalogue = job, job.config, job.catalogue
+        self.device = prepare_device(job.config.threads, world())
+        torch.manual_seed(job.config.seed)
+        self.model = OneRecV2(job.model)
+        if job.init is not None:
+            load_weights(self.model, job.init, job.model)
+        self.model.to(self.device)
+        self.data = RunData.load(job.data)
+        self.contexts = Contexts(self.data, job.catalogue, Limits())
+
+    def batches(self) -> Batches:
+        """Training batches of this worker: every exposure that is not held out; raises ValueError when there is none."""
+        made = Batches(
+            self.data,
+            self.contexts,
+            self.catalogue,
+            ~self.data.held_out,
+            batch_requests=self.config.batch_requests,
+            shuffle_window=self.config.shuffle_window,
+            seed=self.config.seed,
+            rank=rank(),
+            workers=world(),
+        )
+        if not len(made):
+            raise ValueError(
+                f"no request in {self.job.data} can be trained on: {self.data.exposures.num_rows} exposures, "
+                f"{self.data.features.num_rows} requests with features, {int(self.data.held_out.sum())} exposures held out"
+            )
+        return made
+
+    def steps(self, batches: Batches) -> int:
+        """How many steps the configuration asks for."""
+        steps = len(batches) * self.config.epochs
+        return min(steps, self.config.max_steps) if self.config.max_steps else steps
+
+    def example(self, batch: Batch) -> Example:
+        """The batch as tensors on this worker's device."""
+        mask = batch.items >= 0
+        targets = self.catalogue.sids.astype(np.int64)[np.where(mask, batch.items, 0)] * mask[..., None]
+        return Example(
+            context=to_tensors(batch.context, self.catalogue, self.device),
+            targets=torch.from_numpy(targets).to(self.device),
+            mask=torch.from_numpy(mask).to(self.device),
+            batch=batch,
+        )
+
+    def of_exposures(self, values: np.ndarray, example: Example, padding: float = 0.0) -> Tensor:
+        """``values`` [N, ...] of each target's exposure, [B, T, ...] float32; ``padding`` where there is none."""
+        rows = example.batch.exposures
+        absent = (rows < 0).reshape(rows.shape + (1,) * (values.ndim - 1))
+        found = np.where(absent, padding, values[np.maximum(rows, 0)]).astype(np.float32)
+        return torch.from_numpy(found).to(self.device)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """float32 [N], how much each exposure counts in the NTP loss."""
+        data, config = self.data, self.config
+        weights = np.ones(data.exposures.num_rows, np.float32)
+        if config.exposure_weight == "engaged":
+            weights = (0.1 + play_quantile(data.column("play_ms"), data.column("duration_ms"))).astype(np.float32)
+        if config.positive_weight != 1:
+            weights[data.positive()] *= config.positive_weight
+        return weights
+
+    @cached_property
+    def _held_out(self) -> list[Example]:
+        select = self.data.held_out & self.data.positive()
+        batches = Batches(self.data, self.contexts, self.catalogue, select, batch_requests=128)
+        return [self.example(batches(step)) for step in range(min(len(batches), HELD_OUT_SAMPLES // 128))]
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Teacher-forced on held-out engaged exposures: mean loss, and how often the true first code is in the top 8."""
+        self.model.eval()
+        loss = hits = targets = 0.0
+        for example in self._held_out:
+            with autocast(self.config.precision, self.device):
+                logits = self.model(example.context, example.targets)
+            count = float(example.mask.sum())
+            loss += float(ntp_loss(logits, example.targets, example.mask.float())) * count
+            first = logits[:, :, 0].topk(min(TOP, logits.shape[-1])).indices == example.targets[:, :, :1]
+            hits += float((first.any(-1) & example.mask).sum())
+            targets += count
+        count = max(targets, 1.0)
+        return {"holdout/targets": targets, "holdout/loss": loss / count, "holdout/recall_level1": hits / count}
+
+
+def play_quantile(play_ms: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
+    """float64 [N] in (0, 1]: mid-rank of each play time among exposures in the same duration bucket."""
+    bucket = duration_bucket(duration_ms, DurationConfig())
+    order = np.lexsort((play_ms, bucket))
+    b, p = bucket[order], play_ms[order]
+    group = np.r_[True, b[1:] != b[:-1]][: len(b)]
+    tie = group | np.r_[True, p[1:] != p[:-1]][: len(p)]
+    sizes = np.bincount(np.cumsum(group) - 1) if len(b) else np.empty(0, np.int64)
+    place = np.arange(len(b)) - np.repeat(np.flatnonzero(group), sizes)
+    run = np.cumsum(tie) - 1
+    mean = np.bincount(run, place) / np.bincount(run) if len(b) else np.empty(0)
+    quantile = np.empty(len(b))
+    quantile[order] = (mean[run] + 0.5) / np.repeat(sizes, sizes) if len(b) else quantile
+    return quantile
+
+
+def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """``metrics`` with floats cut to six digits, as files and dashboards want them."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in metrics.items()}

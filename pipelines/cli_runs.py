@@ -1,0 +1,181 @@
+"""`onerec ingest`, `train`, `retrain`, `runs`, `compile`: logs in, pipelines run, what became of them."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+
+
+@app.command()
+def ingest(
+    path: Annotated[Path, typer.Argument(help="Folder of a log in a known layout (KuaiRand).")],
+    home: Home = HOME,
+    json_: Json = False,
+) -> None:
+    """Reads a log into the platform: catalogue, exposures and on-line features. Repeating it changes nothing."""
+    from features.datasets import load
+    from features.storage import connect
+    from pipelines import stack
+    from pipelines.ingest import ingest as store
+    from pipelines.progress import Progress
+
+    stack.activate(home)
+    progress = Progress()
+    with progress.step(f"reading {path}"):
+        dataset = load(path)
+    with progress.step(f"storing {dataset.exposures.num_rows:,} exposures"):
+        counts = store(dataset, connect(), home)
+    if json_:
+        emit(counts)
+        return
+    out.print(Table(*counts, title=dataset.name))
+    for name, count in counts.items():
+        out.print(f"{name}: {count:,}")
+
+
+@app.command()
+def train(
+    start: Annotated[str | None, typer.Option(help="Begin of the window, ISO 8601; default: all there is.")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window; default: all there is.")] = None,
+    preset: Annotated[str, typer.Option(help="Size of the model: tiny or small.")] = "tiny",
+    overrides: Annotated[str, typer.Option(help="Recipe fields as JSON.")] = "{}",
+    run_id: Annotated[str | None, typer.Option(help="Give the id of a failed run to resume it.")] = None,
+    home: Home = HOME,
+    json_: Json = False,
+) -> None:
+    """Runs the training pipeline on this machine: logs to a published model, from scratch."""
+    _activated(home)
+    first, last = _window()
+    arguments = {"start": start or first, "end": end or last, "preset": preset, "overrides": overrides}
+    _run("training", {"run_id": run_id or _new_id("train"), **arguments}, home, json_)
+
+
+@app.command()
+def retrain(
+    end: Annotated[str | None, typer.Option(help="End of the newest window, ISO 8601; default: all there is.")] = None,
+    new_days: Annotated[int, typer.Option(help="How many of the last days are new.", min=1)] = 1,
+    context_days: Annotated[int, typer.Option(help="How far contexts reach back.", min=2)] = 21,
+    policy: Annotated[str, typer.Option(help="nightly or on_drift.")] = "nightly",
+    preset: Annotated[str, typer.Option(help="Size of the model in production.")] = "tiny",
+    overrides: Annotated[str, typer.Option(help="Recipe fields as JSON.")] = "{}",
+    run_id: Annotated[str | None, typer.Option(help="Give the id of a failed run to resume it.")] = None,
+    home: Home = HOME,
+    json_: Json = False,
+) -> None:
+    """Runs the retraining pipeline: drift of the newest days, then on from the model in production if asked for."""
+    from features.storage import connect
+    from models.bundle import read_alias
+
+    _activated(home)
+    base = read_alias(connect(), "production")
+    if base is None:
+        fail("nothing is in production to go on from", "train first: `onerec train`")
+    until = datetime.fromisoformat(end or _window()[1])
+    current = until - timedelta(days=new_days)
+    arguments = {
+        "start": (until - timedelta(days=context_days)).isoformat(),
+        "reference_start": (current - timedelta(days=2 * new_days)).isoformat(),
+        "current_start": current.isoformat(),
+        "end": until.isoformat(),
+        "base": base,
+        "policy": policy,
+        "preset": preset,
+        "overrides": overrides,
+    }
+    _run("retraining", {"run_id": run_id or _new_id("retrain"), **arguments}, home, json_)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="Folder for the YAML files.")] = Path("pipelines/compiled"),
+) -> None:
+    """Compiles the pipelines to YAML for Kubeflow Pipelines (`kfp run create -e EXPERIMENT -f FILE name=value ...`)."""
+    from kfp import compiler
+
+    from pipelines.retraining import retraining
+    from pipelines.training import training
+
+    output.mkdir(parents=True, exist_ok=True)
+    for name, pipeline in (("training", training), ("retraining", retraining)):
+        path = output / f"{name}.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        out.print(f"wrote {path}")
+
+
+@app.command()
+def runs(home: Home = HOME, json_: Json = False) -> None:
+    """What became of every pipeline run: drift, blessing, version."""
+    from features.runs import Run
+    from features.storage import connect
+    from pipelines.result import describe_run
+
+    _activated(home)
+    storage = connect()
+    ids = sorted({key.split("/")[1] for key in storage.keys("runs/")})
+    rows = [{k: v for k, v in describe_run(Run(storage, i)).items() if k != "curves"} for i in ids]
+    if json_:
+        emit(rows)
+        return
+    table = Table("run", "drift", "retrained", "blessed", "version", "refused because")
+    for row in rows:
+        yes = {True: "yes", False: "no"}
+        table.add_row(
+            row["run_id"],
+            row["drift"],
+            yes[row["retrained"]],
+            yes[row["blessed"]],
+            row["version"] or "",
+            "; ".join(row["reasons"]),
+        )
+    out.print(table)
+
+
+def _activated(home: Path) -> None:
+    from pipelines import stack
+
+    stack.activate(home)
+
+
+def _window() -> tuple[str, str]:
+    """ISO bounds of everything stored, whole hours."""
+    from features.intake import exposures
+    from features.storage import connect
+
+    hours = sorted(
+        key.split("date=")[1][:10] + "T" + key.split("hour=")[1][:2]
+        for key in connect().keys(f"{exposures.ROOT}/")
+        if "hour=" in key
+    )
+    if not hours:
+        fail("no exposures are stored", "ingest a log first: `onerec ingest PATH`")
+    end = datetime.fromisoformat(f"{hours[-1]}:00:00+00:00") + timedelta(hours=1)
+    return f"{hours[0]}:00:00+00:00", end.isoformat()
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{datetime.now(UTC):%Y%m%d%H%M%S}"
+
+
+def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> None:
+    from features.runs import Run
+    from features.storage import connect
+    from pipelines.local import run as run_pipeline
+    from pipelines.progress import Progress
+    from pipelines.result import describe_run
+
+    run_id = arguments["run_id"]
+    log = home / "logs" / f"{run_id}.log"
+    with Progress().step(f"{pipeline} {run_id}") as step:
+        run_pipeline(pipeline, arguments, log, step.note)
+    described: dict[str, Any] = {k: v for k, v in describe_run(Run(connect(), run_id)).items() if k != "curves"}
+    if json_:
+        emit(described)
+        return
+    if described["version"]:
+        out.print(f"published {described['version']} to production")
+    else:
+        out.print(f"nothing was published: {'; '.join(described['reasons']) or described['drift']}; log: {log}")

@@ -1,0 +1,99 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.serving.events import LOST, ServedLog
+
+
+def served(number: int) -> dict:
+    return {
+        "kind": "served",
+        "exposure_id": f"e{number}",
+        "request_id": "r",
+        "user_id": "u",
+        "item_id": "i",
+        "sid": [1, 2, 3],
+        "position": 0,
+        "model_version": "v",
+        "log_probs": [-1.0, -2.0, -3.0],
+        "event_time": 1_767_225_600_000,
+    }
+
+
+def ids(collector: Any) -> list[str]:
+    return [event["exposure_id"] for event in collector.events]
+
+
+def lost() -> float:
+    return sum(s.value for family in LOST.collect() for s in family.samples if s.name.endswith("_total"))
+
+
+@pytest.fixture
+def collector(new_collector: Callable[..., Any]) -> Any:
+    return new_collector()
+
+
+def test_everything_arrives_once_in_few_batches(collector: Any, tmp_path: Path) -> None:
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    for start in range(0, 5000, 50):
+        log.add([served(i) for i in range(start, start + 50)])
+    assert log.flush()
+    assert ids(collector) == [f"e{i}" for i in range(5000)]
+    assert collector.posts < 100
+    assert (log.queued, log.spooled) == (0, 0)
+    log.close()
+
+
+@pytest.mark.parametrize("status", [429, 401, 503])
+def test_what_the_collector_does_not_take_waits_on_disk(collector: Any, tmp_path: Path, status: int) -> None:
+    collector.status = status
+    before = lost()
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    log.add([served(i) for i in range(1500)])
+    assert not log.flush(0.3)
+    collector.status = 202
+    assert log.flush()
+    assert sorted(ids(collector)) == sorted(f"e{i}" for i in range(1500))
+    log.close()
+    assert lost() == before
+
+
+def test_events_outlive_the_process_and_a_torn_line_is_counted(new_collector, tmp_path: Path) -> None:
+    away = new_collector()
+    away.stop()
+    log = ServedLog(away.url, "server-token", tmp_path)
+    log.add([served(i) for i in range(2500)])
+    log.close()
+    assert sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*.jsonl")) == 2500
+    with (tmp_path / "spool.jsonl").open("a") as file:
+        file.write(json.dumps(served(9999))[:40])
+    before = lost()
+    back = new_collector(away.server_port)
+    log = ServedLog(back.url, "server-token", tmp_path)
+    assert log.flush()
+    assert set(ids(back)) == {f"e{i}" for i in range(2500)}
+    assert lost() == before + 1
+    log.close()
+
+
+def test_one_bad_event_loses_only_itself(collector: Any, tmp_path: Path) -> None:
+    before = lost()
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    log.add([served(i) | ({"user_id": "a\nb"} if i == 77 else {}) for i in range(200)])
+    assert log.flush()
+    assert sorted(ids(collector)) == sorted(f"e{i}" for i in range(200) if i != 77)
+    assert lost() == before + 1
+    log.close()
+
+
+def test_a_full_queue_loses_and_says_so(tmp_path: Path, collector: Any) -> None:
+    before = lost()
+    log = ServedLog(collector.url, "server-token", tmp_path, capacity=10)
+    log._closing.set()
+    log._thread.join()
+    log.add([served(i) for i in range(25)])
+    assert log.queued == 10
+    assert lost() == before + 15

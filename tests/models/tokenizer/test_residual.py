@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from models.tokenizer.kmeans import mse
+from models.tokenizer.residual import ResidualQuantizer
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(8, 12))[rng.integers(0, 8, 500)] * 2 + rng.normal(size=(500, 12))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def quantizer(x: np.ndarray) -> ResidualQuantizer:
+    return ResidualQuantizer.fit(x, levels=3, codes=16, seed=0)
+
+
+def error(quantizer: ResidualQuantizer, x: np.ndarray, sids: np.ndarray) -> float:
+    return mse(x, quantizer.reconstruct(sids), np.arange(len(x)))
+
+
+def test_every_level_lowers_the_error(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    sids = quantizer.assign(x)
+    errors = [error(quantizer, x, sids[:, :length]) for length in range(4)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[3] < 0.5 * errors[1]
+
+
+def test_balanced_levels_hold_at_most_their_share(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    for column in quantizer.assign(x).T:
+        assert np.bincount(column, minlength=16).max() <= -(-500 // 16)
+
+
+def test_encode_is_the_nearest_code_at_each_level(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    for row, sid in zip(x[:20], quantizer.encode(x[:20]), strict=True):
+        residual = row
+        for level, code in enumerate(sid):
+            gaps = ((residual - quantizer.codebooks[level]) ** 2).sum(1)
+            assert gaps[code] <= gaps.min() + 1e-5
+            residual = residual - quantizer.codebooks[level][code]
+
+
+def test_unique_sids_keep_their_prefixes(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    shared, unique = quantizer.assign(x), quantizer.assign(x, unique=True)
+    assert (shared[:, :2] == unique[:, :2]).all()
+    assert len(np.unique(shared, axis=0)) < len(np.unique(unique, axis=0)) == len(x)
+    assert error(quantizer, x, unique) < error(quantizer, x, shared[:, :2])
+
+
+def test_more_twins_than_codes_share_the_codes_evenly(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    sids = quantizer.assign(np.vstack([x, np.repeat(x[:1], 40, axis=0)]), balanced=False, unique=True)
+    _, counts = np.unique(sids[500:], axis=0, return_counts=True)
+    assert len(counts) >= 12  # other items hold the rest
+    assert counts.max() <= 4
+
+
+def test_new_rows_take_the_nearest_free_code(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    taken = quantizer.assign(x, unique=True)
+    new = x[:30] + 0.01
+    sids = quantizer.encode_beside(new, taken)
+    assert (sids[:, :2] == quantizer.encode(new)[:, :2]).all()
+    prefixes = {tuple(prefix): sum((taken[:, :2] == prefix).all(1)) for prefix in sids[:, :2]}
+    everything = {tuple(sid) for sid in np.vstack([taken, sids]).tolist()}
+    if all(count + 30 <= 16 for count in prefixes.values()):
+        assert len(everything) == len(taken) + 30
+    assert len({tuple(sid) for sid in sids.tolist()} - {tuple(sid) for sid in taken.tolist()}) > 0
+
+
+def test_a_full_prefix_shares_its_nearest_code(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
+    nearest = quantizer.encode(x[:1])
+    taken = np.array([[*nearest[0, :2], code] for code in range(16)], np.int32)
+    assert (quantizer.encode_beside(x[:1], taken) == nearest).all()
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_fewer_distinct_rows_than_codes_is_no_trap() -> None:
+    x = np.repeat(np.random.default_rng(0).normal(size=(5, 4)), 8, axis=0).astype(np.float32)
+    quantizer = ResidualQuantizer.fit(x, levels=3, codes=8)
+    assert len(np.unique(quantizer.assign(x, unique=True), axis=0)) == 40
+
+
+def test_codebooks_with_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected finite"):
+        ResidualQuantizer(np.full((3, 4, 2), np.nan))

@@ -1,0 +1,83 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from features.schema import EXPOSURE, FLAGS, ITEM, conform
+from monitoring.drift import DRIFT, INSUFFICIENT, STABLE, comparable, measure
+
+TAGS = ("music", "sport", "food", "travel")
+ITEMS = conform(
+    pa.table(
+        {
+            "item_id": [f"i{i}" for i in range(40)],
+            "tags": [[TAGS[i % 4]] for i in range(40)],
+            "duration_ms": [20_000] * 40,
+        }
+    ),
+    ITEM,
+)
+
+
+def exposures(
+    n: int, *, seed: int, play: float = 0.5, favourite: int | None = None, source: str = "onerec"
+) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    item = rng.integers(0, 40, n)
+    chance = np.full(n, 0.3) if favourite is None else np.where(item % 4 == favourite, 0.6, 0.1)
+    long_view = rng.random(n) < chance
+    columns = {
+        "exposure_id": [f"{seed}-{i}" for i in range(n)],
+        "request_id": [f"r{i // 8}" for i in range(n)],
+        "user_id": [f"u{i % 50}" for i in range(n)],
+        "item_id": [f"i{i}" for i in item],
+        "sid": [[int(i) % 8, 0, 0] for i in item],
+        "position": [0] * n,
+        "event_time": [datetime(2026, 1, 1, tzinfo=UTC)] * n,
+        "source": [source] * n,
+        "log_probs": rng.normal(-2, 0.3, (n, 3)).tolist(),
+        "duration_ms": [20_000] * n,
+        "play_ms": (20_000 * rng.beta(2, 2 / play - 2, n)).astype(int).tolist(),
+        **{flag: (long_view if flag == "long_view" else rng.random(n) < 0.02).tolist() for flag in FLAGS},
+    }
+    return conform(pa.table(columns), EXPOSURE)
+
+
+def test_two_samples_of_one_world_are_stable() -> None:
+    report = measure(exposures(4000, seed=1), exposures(3000, seed=2), ITEMS)
+    assert report.verdict == STABLE
+    assert report.rows_current == 3000
+
+
+def test_less_play_is_drift_and_named() -> None:
+    report = measure(exposures(4000, seed=1), exposures(3000, seed=2, play=0.25), ITEMS)
+    assert report.verdict == DRIFT
+    assert "play_ratio" in report.reason
+
+
+def test_other_tastes_at_equal_play_are_drift() -> None:
+    report = measure(exposures(4000, seed=1, favourite=0), exposures(3000, seed=2, favourite=1), ITEMS)
+    assert report.columns["engaged_tag"]["drifted"]
+    assert not report.columns["play_ratio"]["drifted"]
+
+
+@pytest.mark.parametrize("rows", [0, 3, 400])
+def test_few_rows_are_insufficient_not_guessed(rows: int) -> None:
+    report = measure(exposures(4000, seed=1), exposures(rows, seed=2, play=0.1), ITEMS)
+    assert report.verdict == INSUFFICIENT
+    assert str(rows) in report.reason
+
+
+def test_a_change_of_the_traffic_mix_is_not_drift() -> None:
+    reference = pa.concat_tables([exposures(2000, seed=1), exposures(2000, seed=2, play=0.2, source="organic")])
+    current = exposures(3000, seed=3)
+    assert measure(reference, current, ITEMS).verdict == STABLE
+    assert comparable(exposures(900, seed=1, source="organic"), current, 500)[0].num_rows == 0
+
+
+def test_a_snapshot_lands_in_the_workspace(tmp_path: Path) -> None:
+    for _ in range(2):
+        measure(exposures(1000, seed=1), exposures(1000, seed=2), ITEMS, workspace=tmp_path)
+    assert len(list(tmp_path.glob("*/snapshots/*.json"))) == 2

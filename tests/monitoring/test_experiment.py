@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from monitoring.experiment import assign, bootstrap_mean, paired_difference
+
+ARMS = ("a", "b", "c")
+
+
+def people(n: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    return {f"u{i}": float(v) for i, v in enumerate(rng.exponential(10, n))}
+
+
+def test_every_block_holds_users_alike_in_the_pre_period() -> None:
+    before = people(300)
+    assignment = assign(before, ARMS, "salt")
+    assert len(assignment.blocks) == 100
+    assert len(assignment.arm_of()) == 300
+    inside = np.mean([np.ptp([before[user] for user in block.values()]) for block in assignment.blocks])
+    assert inside < 0.1 * np.ptp(list(before.values()))
+
+
+def test_assignment_depends_on_the_salt_and_on_nothing_else() -> None:
+    before = people(60)
+    shuffled = dict(reversed(list(before.items())))
+    assert assign(before, ARMS, "x") == assign(shuffled, ARMS, "x")
+    assert assign(before, ARMS, "x") != assign(before, ARMS, "y")
+
+
+def test_too_few_users_are_refused_with_a_count() -> None:
+    with pytest.raises(ValueError, match="2 users cannot fill one block of 3 arms"):
+        assign({"u": 1.0, "v": 2.0}, ARMS, "x")
+
+
+def test_a_true_difference_is_found_and_a_null_one_rarely() -> None:
+    assignment = assign(people(600), ARMS, "s")
+    found = false_alarms = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        measure = {user: float(rng.normal(10, 2)) for user in assignment.arm_of()}
+        for block in assignment.blocks:
+            measure[block["a"]] += 1.0
+        found += paired_difference(assignment, measure, "a", "b", samples=500).low > 0
+        null = paired_difference(assignment, measure, "b", "c", samples=500)
+        false_alarms += not null.low < 0 < null.high
+    assert found == 20
+    assert false_alarms <= 4
+
+
+def test_a_user_who_never_came_counts_as_zero() -> None:
+    assignment = assign(people(3), ARMS, "s")
+    block = assignment.blocks[0]
+    assert paired_difference(assignment, {block["a"]: 4.0}, "a", "b").mean == 4.0
+
+
+def test_no_values_give_nan_bounds() -> None:
+    interval = bootstrap_mean(np.array([]))
+    assert np.isnan(interval.low)
+    assert interval.pairs == 0
