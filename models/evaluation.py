@@ -2,40 +2,25 @@
 
 A request's relevant items are those its user engaged with (``features.histories.windows.is_positive``); a ranking is
 judged by Recall and NDCG at 10 and 50 beside popularity and ItemKNN, which see the same exclusions. SID-level hits
-are never counted: they reward a collapsed tokenizer. Guard-rails: legality of unconstrained samples, catalogue coverage,
-share of cold items, density (how alike the items of one list are).
+are never counted: they reward a collapsed tokenizer. Guard-rails: legality of unconstrained samples, coverage, share
+of cold items, density (how alike the items of one list are).
 """
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from features.histories.context import Context
 from models.serving.recommender import Recommender
 from models.tokenizer.vocabulary import Catalogue
+from models.training.data import Holdout
 from monitoring.experiment import Interval, bootstrap_mean
 
 CUTOFFS = (10, 50)
 COLD_EXPOSURES = 20
 Rankings = Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holdout:
-    """R held-out requests: contexts strictly before each, what was seen before, and the items engaged with."""
-
-    context: Context
-    user_ids: list[str]
-    times_ms: np.ndarray
-    """int64 [R]"""
-    seen: list[set[str]]
-    relevant: list[set[str]]
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
 
 
 def recommend(recommender: Recommender, holdout: Holdout, *, beam_width: int = 64) -> list[list[str]]:
@@ -78,7 +63,9 @@ def describe(
     known = set(catalogue.item_ids)
     metrics["illegal_items"] = float(sum(item not in known for item in shown))
     metrics["coverage"] = len(set(shown)) / max(len(catalogue), 1)
-    metrics["cold_start_share"] = float(np.mean([exposures_of.get(i, 0) < COLD_EXPOSURES for i in shown] or [0.0]))
+    metrics["cold_start_share"] = (
+        float(np.mean([exposures_of.get(i, 0) < COLD_EXPOSURES for i in shown])) if shown else 0.0
+    )
     metrics["density"] = density(top, catalogue)
     return metrics
 

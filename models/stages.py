@@ -159,7 +159,10 @@ def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[s
     known = data.before_newest_day()
     counts = Counter(known["item_id"].to_pylist())
     now_ms = int(holdout.times_ms.max()) if len(holdout) else 0
-    rivals = (("popularity", Popularity.fit(known)), ("itemknn", ItemKNN.fit(known)))
+    rivals = (
+        ("popularity", Popularity.fit(known, data.items, now_ms=now_ms)),
+        ("itemknn", ItemKNN.fit(known, data.items, now_ms=now_ms)),
+    )
     baselines = {
         name: [
             [item for item, _ in ranked]
@@ -167,9 +170,7 @@ def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[s
         ]
         for name, rival in rivals
     }
-    return evaluate(
-        Recommender(candidate), Recommender(production) if production else None, baselines, holdout, counts
-    )
+    return evaluate(Recommender(candidate), Recommender(production) if production else None, baselines, holdout, counts)
 
 
 def publish_run(run_id: str, *, alias: str, base: str) -> str:
@@ -233,4 +234,3 @@ def _metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return metrics
-

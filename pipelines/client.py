@@ -104,18 +104,35 @@ class Client:
         return sum(int(accepted) for accepted in answers)
 
     def flush(self, timeout_s: float = 60) -> None:
-        """Waits until all acknowledged events are in object storage and in the on-line features."""
+        """Waits until the server has handed over what it served, and all events are stored and in the features."""
+        deadline = time.monotonic() + timeout_s
+        while self._undelivered():
+            if time.monotonic() > deadline:
+                raise ServiceFailed(
+                    f"the model server at {self.server_url} still holds served events after {timeout_s:g} s; "
+                    "see `onerec logs server` and `onerec logs collector`"
+                )
+            time.sleep(0.02)
         headers = {"Authorization": f"Bearer {self.token}"}
         self._post(f"{self.collector_url}/v1/flush?timeout={timeout_s:g}", {}, headers)
 
     def version(self, model: str) -> str | None:
         """The bundle version that ``model`` serves now, None when it is not ready."""
-        try:
-            status = self._http.get(f"{self.server_url}/onerec/status").json()
-        except (httpx.HTTPError, ValueError):
-            return None
-        entry = status.get(model) or {}
+        entry = self._status().get("models", {}).get(model) or {}
         return str(entry["version"]) if entry.get("ready") else None
+
+    def _undelivered(self) -> int:
+        """Served events that the server has not given to the collector yet."""
+        status = self._status()
+        return int(status.get("served_queue", 0)) + int(status.get("served_spooled", 0))
+
+    def _status(self) -> dict[str, Any]:
+        """The server's own report; empty when it does not answer."""
+        try:
+            status: dict[str, Any] = self._http.get(f"{self.server_url}/onerec/status").json()
+        except (httpx.HTTPError, ValueError):
+            return {}
+        return status
 
     def wait_for_version(self, model: str, version: str, timeout_s: float = 60) -> None:
         """Returns when ``model`` serves ``version``; raises ServiceFailed after ``timeout_s``."""

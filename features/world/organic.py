@@ -75,7 +75,8 @@ class _Policy:
         """The first ``count`` item rows [V, count] of a Plackett-Luce draw over unseen videos that are uploaded."""
         available = np.flatnonzero(self.videos.upload_day <= day)
         # Gumbel noise makes the sorted order a draw without replacement, proportional to the policy.
-        noise = -np.log(rng.standard_exponential((len(users), len(available)), dtype=np.float32))
+        drawn = rng.standard_exponential((len(users), len(available)), dtype=np.float32)
+        noise = -np.log(np.maximum(drawn, 1e-30))
         keys = self._logits[np.ix_(users, available)] + noise
         keys[self.seen[np.ix_(users, available)]] = -np.inf
         count = min(count, len(available))

@@ -108,6 +108,10 @@ class Simulator:
         where = np.flatnonzero(self._videos.upload_day[self.config.items :] == day) + self.config.items
         return self._videos.table.take(pa.array(where))
 
+    def population(self) -> list[str]:
+        """Ids of the users who may visit."""
+        return [str(user) for user in self._users]
+
     def visitors(self, day: int) -> list[Visit]:
         """Who opens the app on ``day``, sorted by time."""
         return self._sessions.plan(day).visits(self._users)

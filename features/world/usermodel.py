@@ -136,6 +136,10 @@ class UserModel:
         times = pa.array(np.full(items.num_rows, self._start_ms + day * DAY_MS)).cast(TIME)
         return items.set_column(ITEM.get_field_index("upload_time"), ITEM.field("upload_time"), times)
 
+    def population(self) -> list[str]:
+        """Ids of the users who may visit."""
+        return [str(user) for user in self._users]
+
     def visitors(self, day: int) -> list[Visit]:
         """Who opens the app on ``day``, sorted by time."""
         return self._sessions.plan(day).visits(self._users)

@@ -50,6 +50,9 @@ class World(Protocol):
     def new_items(self, day: int) -> pa.Table:
         """ITEM rows uploaded at the beginning of ``day``; may be empty."""
 
+    def population(self) -> list[str]:
+        """Ids of the users who may visit."""
+
     def visitors(self, day: int) -> list[Visit]:
         """Who opens the app on ``day``, sorted by time; depends on how earlier days satisfied them."""
 

@@ -1,5 +1,8 @@
 """The model server; see ``python -m models.serving --help``."""
 
-# Before Feast, whose import puts a Prometheus client that is not loaded yet into multi-process mode: metrics would go
-# through files in a temporary folder, and labels could not be removed.
+import os
+
+# Importing Feast puts a Prometheus client that is not loaded yet (and every child process) into multi-process mode, in
+# which metrics go through files of a shared temporary folder. This server is one process: load the client first.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 import prometheus_client  # noqa: F401

@@ -22,7 +22,9 @@ MAX_RETRY_S = 300.0
 
 REFUSED = Counter("onerec_bundle_refused_total", "Bundles refused by a model server", ["model", "version"])
 LOADED = Counter("onerec_bundle_loaded_total", "Bundles put into service by a model server", ["model"])
-SERVING = Gauge("onerec_bundle_serving", "1 for the version a model serves now", ["model", "version"])
+SERVING = Gauge(
+    "onerec_bundle_serving", "1 for the version a model serves now, 0 for those before", ["model", "version"]
+)
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Follower:
         self.reason = ""
         self._refused.pop(version, None)
         if old:
-            SERVING.remove(self.name, old)
+            SERVING.labels(self.name, old).set(0)
         SERVING.labels(self.name, version).set(1)
         LOADED.labels(self.name).inc()
         log.info("model %s serves %s (before: %s), loaded in %.1f s", self.name, version, old, time.monotonic() - began)

@@ -2,7 +2,8 @@
 
 What KServe 0.21 does otherwise (found by reading and running it): it listens on every interface, refuses to start
 while no model is ready, answers 422 or 500 to bodies that do not parse, logs a traceback for every 400, unloads all
-models before it has drained, and its repository's ``load`` and ``unload`` are open to anybody.
+models before it has drained, and lets anybody unload a model. Left out: authentication of the repository's ``load``
+(it only looks at the alias sooner).
 """
 
 import asyncio

@@ -104,7 +104,9 @@ def _separate(sids: np.ndarray, cost: np.ndarray) -> np.ndarray:
         if len(np.unique(sids[rows, -1])) == len(rows):
             continue
         places = -(-len(rows) // codes)
-        _, columns = linear_sum_assignment(np.tile(cost[rows], places))
+        # A code's second place costs more than any first one: all codes are used before one is shared.
+        surcharge = np.repeat(np.arange(places), codes) * (len(rows) * cost[rows].max() + 1)
+        _, columns = linear_sum_assignment(np.tile(cost[rows], places) + surcharge)
         sids[rows, -1] = columns % codes
     return sids
 

@@ -159,7 +159,8 @@ def logged_log_probs(data: RunData, catalogue: Catalogue) -> np.ndarray:
     levels = catalogue.levels
     logged = np.full((data.exposures.num_rows, levels), np.nan, np.float32)
     rows = catalogue.rows(data.column("item_id"))
-    complete = pc.and_(*(pc.equal(pc.list_value_length(data.exposures.column(n)), levels) for n in ("sid", "log_probs")))
+    lengths = (pc.list_value_length(data.exposures.column(name)) for name in ("sid", "log_probs"))
+    complete = pc.and_(*(pc.equal(length, levels) for length in lengths))
     ours = pc.and_(pc.fill_null(complete, False), pc.equal(data.exposures.column("source"), "onerec"))
     ours = np.flatnonzero(ours.to_numpy() & (rows >= 0))
 

@@ -39,14 +39,14 @@ def fingerprint(
     """Everything that decides a training's outcome, as JSON values: equal fingerprints may resume each other."""
     files = {name: _sha256(data / f"{name}.parquet") for name in ("exposures", "features")}
     weights = _sha256(init / WEIGHTS) if init is not None else ""
-    catalogue = hashlib.sha256(np.ascontiguousarray(sids)).hexdigest()
+    catalogue = hashlib.sha256(sids.tobytes()).hexdigest()
     record = {"stage": stage, "config": dict(config), "model": asdict(model), "catalogue": catalogue, "init": weights}
     decoded: dict[str, Any] = json.loads(json.dumps({**record, **files}))
     return decoded
 
 
 def finished(output: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of a training that finished in ``output``, or None; raises WrongCheckpoint when it was another one."""
+    """The metrics of a training that finished in ``output``, or None; raises WrongCheckpoint for another one's."""
     if not (output / METRICS).exists():
         return None
     _check(output, json.loads((output / CONFIG).read_text())["training"], wanted)
@@ -72,7 +72,9 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
     _save(path, tensors, {"state": json.dumps(dict(state))})
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def restore(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
     """Loads the checkpoint into ``model`` and ``optimizer``; returns its state. Raises WrongCheckpoint."""
     with safe_open(path, "pt") as file:
         state: dict[str, Any] = json.loads(file.metadata()["state"])

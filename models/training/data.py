@@ -53,9 +53,7 @@ def newest_day(exposures: pa.Table) -> int:
     return int(times.max()) - DAY_MS + 1 if len(times) else 0
 
 
-def split_holdout(
-    exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED
-) -> np.ndarray:
+def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED) -> np.ndarray:
     """bool [N]: exposures of requests that began in the last 24 hours, of the users a hash chooses."""
     if not 0 <= users_share <= 1:
         raise ValueError(f"users_share is {users_share}; it must lie in [0, 1]")
@@ -186,9 +184,7 @@ class Contexts:
         assert (row >= 0).all(), "a request without features has no context"
         users, times = self.requests.user_ids[chosen], self.requests.times_ms[chosen]
         short, positive = self.history.context_pathways(users, times, self.limits)
-        return Context(
-            static=self._static[row], short=short, positive=positive, lifelong=self._lifelong.take(row)
-        )
+        return Context(static=self._static[row], short=short, positive=positive, lifelong=self._lifelong.take(row))
 
 
 def _lifelong(table: pa.Table, times_ms: np.ndarray, catalogue: Catalogue, limit: int) -> Pathway:

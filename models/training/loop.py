@@ -6,10 +6,8 @@ workers the model is wrapped in DistributedDataParallel; the loop is the same. L
 weight averaging, model parallelism.
 """
 
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +18,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from models.training.checkpoint import CHECKPOINT, LOG, restore, save
+from models.training.checkpoint import CHECKPOINT, restore, save
+from models.training.progress import Log
 
 Example = TypeVar("Example")
-LINE_SECONDS = 10
 
 
 class TrainingDiverged(RuntimeError):
@@ -52,9 +48,9 @@ class FitConfig:
     """On matrices of linear layers only."""
     clip_norm: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """``auto``: bf16 autocast where the hardware multiplies bf16 (a CPU without it is several times slower), else fp32."""
+    """``auto``: bf16 autocast where the hardware multiplies bf16 (others emulate it, slowly), else fp32."""
     threads: int = 0
-    """CPU threads of one worker; 0 = all cores."""
+    """CPU threads of one worker; 0 = its share of the cores where OpenMP waits passively, else one."""
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
@@ -109,9 +105,10 @@ class _Progress:
 
     def add(self, loss: Loss, extra: Mapping[str, float]) -> None:
         self.step += 1
-        self.examples += loss.examples
-        self.tokens += loss.tokens
-        counts = {"steps": 1.0, "examples": float(loss.examples), "tokens": float(loss.tokens)}
+        examples, tokens = total(loss.examples, loss.tokens)
+        self.examples += examples
+        self.tokens += tokens
+        counts = {"steps": 1.0, "examples": examples, "tokens": tokens}
         for name, value in {**loss.metrics, **extra, **counts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
@@ -143,7 +140,7 @@ def fit(model: nn.Module, plan: Plan[Example], config: FitConfig, output: Path) 
     wrapped = distributed(model)
     last: dict[str, Any] = {}
     stopped = None
-    with _Reporter(output, plan.steps, progress.step) as reporter:
+    with Log(output, plan.steps, progress.step, write=rank() == 0) as log:
         for step, example in prefetch(plan.example, progress.step, plan.steps):
             learning_rate = rate(step, plan.steps, config)
             loss, norm = _step(wrapped, optimizer, plan, example, config, step, learning_rate)
@@ -151,7 +148,7 @@ def fit(model: nn.Module, plan: Plan[Example], config: FitConfig, output: Path) 
             done = progress.step == plan.steps
             if done or progress.step % config.log_every == 0:
                 last = progress.record(learning_rate)
-                reporter.write(last)
+                log.write(last)
             if done or progress.step % config.checkpoint_every == 0:
                 stopped = _checkpoint(model, optimizer, plan, progress, output)
                 if stopped:
@@ -183,8 +180,8 @@ def _step(
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True))
     if not (math.isfinite(norm) and math.isfinite(float(loss.value.detach()))):
         raise TrainingDiverged(
-            f"step {step + 1}: loss {float(loss.value.detach())}, gradient norm {norm}; the last good checkpoint is kept: "
-            f"lower learning_rate ({config.learning_rate}) or clip_norm ({config.clip_norm}), or look at the data"
+            f"step {step + 1}: loss {float(loss.value.detach())}, gradient norm {norm}; the last good checkpoint is "
+            f"kept: lower learning_rate ({config.learning_rate}) or clip_norm ({config.clip_norm}), or look at the data"
         )
     optimizer.step()
     return loss, norm
@@ -197,7 +194,9 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan[Examp
         return _Progress(**{name: state[name] for name in ("step", "examples", "tokens", "seconds")})
     progress = _Progress()
     if plan.guard is not None and rank() == 0:
-        save(path, model, optimizer, {**progress.state(), "training": plan.training})  # what a first refusal goes back to
+        save(
+            path, model, optimizer, {**progress.state(), "training": plan.training}
+        )  # what a first refusal goes back to
     _barrier()
     return progress
 
@@ -207,9 +206,9 @@ def _checkpoint(
 ) -> str | None:
     """Saves when the guard agrees; else goes back to the last checkpoint and returns the reason."""
     reason = plan.guard() if plan.guard is not None else None
-    if _any(reason is not None):
+    if total(int(reason is not None))[0]:
         state = restore(output / CHECKPOINT, model, optimizer, plan.training)
-        reason = f"at step {progress.step}: {reason}; went back to step {state['step']}"
+        reason = f"at step {progress.step}: {reason or 'another worker objected'}; went back to step {state['step']}"
         progress.step = state["step"]
         return reason
     if rank() == 0:
@@ -268,10 +267,14 @@ def prefetch(example: Callable[[int], Example], start: int, steps: int) -> Itera
 
 
 def prepare_device(threads: int, workers_here: int = 1) -> torch.device:
-    """This worker's device: CUDA when there is one, else the CPU with ``threads`` threads (0 = its share of all)."""
+    """This worker's device: CUDA when there is one, else the CPU with ``threads`` threads (0: see ``FitConfig``)."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    torch.set_num_threads(threads or max(len(os.sched_getaffinity(0)) // workers_here, 1))
+    # OpenMP threads spin at every barrier by default: on a machine shared with other processes two of them were
+    # 60 times slower than one. With OMP_WAIT_POLICY=PASSIVE in the environment they sleep instead.
+    passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    share = len(os.sched_getaffinity(0)) // workers_here if passive else 1
+    torch.set_num_threads(threads or max(share, 1))
     return torch.device("cpu")
 
 
@@ -295,60 +298,15 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _any(flag: bool) -> bool:
-    """Whether any worker says so: they must stop together."""
+def total(*values: int) -> list[int]:
+    """Each value summed over the workers."""
     if world() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    vote = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(vote, dist.ReduceOp.MAX)
-    return bool(vote.item())
+        return list(values)
+    sums = torch.tensor(values, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(sums)
+    return [int(value) for value in sums.tolist()]
 
 
 def _barrier() -> None:
     if world() > 1:
         dist.barrier()
-
-
-class _Reporter:
-    """Appends records to metrics.jsonl and shows them: a progress bar on a terminal, else a line now and then."""
-
-    def __init__(self, output: Path, steps: int, step: int) -> None:
-        self.path, self.steps = output / LOG, steps
-        self.leader = rank() == 0
-        self.shown = time.perf_counter() - LINE_SECONDS
-        self.bar: Progress | None = None
-        if not self.leader:
-            return
-        self._truncate(step)
-        if sys.stderr.isatty():
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, TextColumn("{task.fields[line]}"), console=Console(stderr=True))
-            self.task = self.bar.add_task("", total=steps, completed=step, line="")
-
-    def __enter__(self) -> "_Reporter":
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def write(self, record: Mapping[str, float]) -> None:
-        if not self.leader:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({k: round(v, 6) for k, v in record.items()}) + "\n")
-        line = f"loss {record['loss']:.4f}  {record['examples_per_s']:,.0f} exposures/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=record["step"], line=line)
-        elif record["step"] == self.steps or time.perf_counter() - self.shown >= LINE_SECONDS:
-            self.shown = time.perf_counter()
-            print(f"step {record['step']}/{self.steps}  {line}", file=sys.stderr, flush=True)
-
-    def _truncate(self, step: int) -> None:
-        """Drops the records of steps after the checkpoint: they will be run again."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))

@@ -1,7 +1,7 @@
 """Pre-training: next-token prediction of the SIDs of exposed items (OneRec-V2, arXiv 2508.20900, 2.2-2.3).
 
-The loss is the mean over SID levels, on the newest impressions only; incremental training is the same with ``init``, the
-weights of an earlier stage or bundle, on a newer window. Left out: mixing in samples of other tasks.
+The loss is the mean over SID levels, on the newest impressions only; incremental training is the same with ``init``,
+the weights of an earlier stage or bundle, on a newer window. Left out: mixing in samples of other tasks.
 """
 
 from dataclasses import dataclass
@@ -41,9 +41,7 @@ def pretrain(
     ``init`` is a folder whose weights to go on from. With ``ray_address`` it is a Ray Train job of ``workers``, else it
     runs in this process. A rerun resumes; a finished one returns its metrics. Raises TrainingDiverged.
     """
-    job = Job(
-        stage="pretrain", data=data, catalogue=catalogue, model=model, config=config, output=output, init=init
-    )
+    job = Job(stage="pretrain", data=data, catalogue=catalogue, model=model, config=config, output=output, init=init)
     return launch(train, job, ray_address=ray_address, name=name, workers=workers)
 
 

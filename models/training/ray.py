@@ -6,16 +6,19 @@ whether to resume. Workers read the data and write the output by path: on severa
 storage. Left out: elastic scaling.
 """
 
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
+from features.settings import settings
 from models.training.checkpoint import METRICS, finished
 from models.training.loop import TrainingDiverged
+from models.training.progress import following
 from models.training.stage import Job
 
 J = TypeVar("J", bound=Job[Any])
@@ -35,8 +38,13 @@ def launch(
 ) -> dict[str, Any]:
     """``train(job)`` in this process when ``ray_address`` is empty, else on Ray; returns the stage's metrics.
 
-    A job that finished in ``job.output`` before is not run again. Raises RayUnavailable, TrainingDiverged, TrainingFailed.
+    A job that finished in ``job.output`` before is not run again. Raises RayUnavailable, TrainingDiverged,
+    TrainingFailed.
     """
+    # A worker's working directory is not ours.
+    job = replace(
+        job, data=job.data.absolute(), output=job.output.absolute(), init=job.init.absolute() if job.init else None
+    )
     done = finished(job.output, job.fingerprint())
     if done is not None:
         return done
@@ -44,13 +52,13 @@ def launch(
         if workers != 1:
             raise ValueError(f"{workers} workers need Ray: give ray_address, or train with one worker in this process")
         return train(job)
-    with _connected(ray_address):
+    with _connected(ray_address), following(job.output):
         _run(train, job, name, workers)
     done = finished(job.output, job.fingerprint())
     if done is None:
         raise TrainingFailed(
-            f"Ray finished {name!r}, but {job.output / METRICS} is not visible here; workers on other machines need the "
-            f"run's folders on shared storage"
+            f"Ray finished {name!r}, but {job.output / METRICS} is not visible here; workers on other machines need "
+            f"the run's folders on shared storage"
         )
     return done
 
@@ -69,7 +77,7 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(_storage(job.output)),
+            storage_path=str((settings().home / STORAGE).absolute()),
             failure_config=FailureConfig(max_failures=0),
         ),
     )
@@ -93,12 +101,6 @@ def _raise_cause(error: Exception, name: str) -> None:
     raise TrainingFailed(f"Ray Train run {name!r} failed: {type(cause).__name__}: {cause}") from error
 
 
-def _storage(output: Path) -> Path:
-    from features.settings import settings
-
-    return (settings().home / STORAGE).absolute()
-
-
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     """A connection to the Ray at ``address`` (host:port), kept when there already was one."""
@@ -108,7 +110,8 @@ def _connected(address: str) -> Iterator[None]:
         yield
         return
     _check(address)
-    ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+    # Workers' own output stays in Ray's logs, it is mostly Ray's: progress comes from metrics.jsonl.
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield
     finally:

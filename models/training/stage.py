@@ -1,4 +1,4 @@
-"""What pre-training and alignment share: the job a worker gets, its tensors, exposure weights and the held-out check."""
+"""What pre-training and alignment share: the job a worker gets, its tensors, exposure weights, the held-out check."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,8 +30,8 @@ class StageConfig(FitConfig):
     """A stage's optimisation and how much each exposure counts in its NTP loss."""
 
     exposure_weight: Literal["all", "engaged"] = "all"
-    """``all``: every exposure alike, as V2 trains. ``engaged`` (ours): 0.1 + the play time's quantile among exposures of
-    like duration, because training on all exposures imitates the policy that chose them."""
+    """``all``: every exposure alike, as V2 trains. ``engaged`` (ours): 0.1 + the play time's quantile among exposures
+    of like duration, because training on all exposures imitates the policy that chose them."""
     positive_weight: float = 1.0
     """Factor for exposures with high engagement; 1 is V2's."""
 
@@ -99,7 +99,7 @@ class Workshop(Generic[Config]):
         self.contexts = Contexts(self.data, job.catalogue, Limits())
 
     def batches(self) -> Batches:
-        """Training batches of this worker: every exposure that is not held out; raises ValueError when there is none."""
+        """Training batches of this worker: all exposures that are not held out; raises ValueError without any."""
         made = Batches(
             self.data,
             self.contexts,
@@ -114,7 +114,7 @@ class Workshop(Generic[Config]):
         if not len(made):
             raise ValueError(
                 f"no request in {self.job.data} can be trained on: {self.data.exposures.num_rows} exposures, "
-                f"{self.data.features.num_rows} requests with features, {int(self.data.held_out.sum())} exposures held out"
+                f"{self.data.features.num_rows} requests with features, {self.data.held_out.sum()} exposures held out"
             )
         return made
 
@@ -160,7 +160,7 @@ class Workshop(Generic[Config]):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Teacher-forced on held-out engaged exposures: mean loss, and how often the true first code is in the top 8."""
+        """Teacher-forced on held-out engaged exposures: mean loss, how often the true first code is in the top 8."""
         self.model.eval()
         loss = hits = targets = 0.0
         for example in self._held_out:
