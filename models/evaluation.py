@@ -94,17 +94,21 @@ def evaluate(
     production: Recommender | None,
     baselines: Mapping[str, Rankings],
     holdout: Holdout,
+    production_holdout: Holdout | None,
     exposures_of: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Metrics of the candidate, of the model in production on the same requests, and of the baselines."""
+    """Metrics of the candidate, of the model in production on the same requests, and of the baselines.
+
+    ``production_holdout`` holds the same requests with contexts in the rows of production's own, older catalogue.
+    """
     catalogue = candidate.bundle.catalogue
     answers = recommend(candidate, holdout)
     result: dict[str, Any] = {"candidate": describe(answers, holdout, catalogue, exposures_of)}
     result["candidate"]["legality"] = candidate.legality(holdout.context)
-    if production is not None:
-        theirs = recommend(production, holdout)
+    if production is not None and production_holdout is not None:
+        theirs = recommend(production, production_holdout)
         result["production"] = describe(theirs, holdout, catalogue, exposures_of)
-        result["production"]["legality"] = production.legality(holdout.context)
+        result["production"]["legality"] = production.legality(production_holdout.context)
         result["candidate_over_production"] = asdict(compare(answers, theirs, holdout))
     for name, rankings in baselines.items():
         result[name] = describe(rankings, holdout, catalogue, exposures_of)

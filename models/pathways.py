@@ -26,9 +26,17 @@ MAX_PLAY_RATIO = 3.0
 class ItemFeatures(Protocol):
     """What the context needs to know of the items (models.tokenizer.vocabulary.Catalogue has it)."""
 
-    sids: np.ndarray
-    author: np.ndarray
-    tag: np.ndarray
+    @property
+    def sids(self) -> np.ndarray:
+        """int [items, L], codes from 0."""
+
+    @property
+    def author(self) -> np.ndarray:
+        """int [items], buckets of authors, 0 = unknown."""
+
+    @property
+    def tag(self) -> np.ndarray:
+        """int [items], buckets of tags, 0 = unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,10 @@ def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[s
         ]
         for name, rival in rivals
     }
-    return evaluate(Recommender(candidate), Recommender(production) if production else None, baselines, holdout, counts)
+    if production is None:
+        return evaluate(Recommender(candidate), None, baselines, holdout, None, counts)
+    theirs = data.holdout(production.catalogue)
+    return evaluate(Recommender(candidate), Recommender(production), baselines, holdout, theirs, counts)
 
 
 def publish_run(run_id: str, *, alias: str, base: str) -> str:

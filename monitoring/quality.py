@@ -46,7 +46,7 @@ class Threshold:
 THRESHOLDS = (
     Threshold(metric="requests", operator=">=", bound=20),
     Threshold(metric="recall@50", operator=">=", bound=0.01),
-    Threshold(metric="legality", operator=">=", bound=0.3),
+    Threshold(metric="legality", operator=">=", bound=0.1),
     Threshold(metric="illegal_items", operator="<=", bound=0),
     Threshold(metric="coverage", operator=">=", bound=0.02),
     Threshold(metric="recall@50", operator=">=", bound=0.85, change=True),

@@ -7,7 +7,6 @@ bundle does that).
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.vocabulary import Catalogue
 
 _FORMAT = "onerec-tokenizer-1"
+_HEADER = "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +123,24 @@ class Tokenizer:
         return report
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file: arrays, with the configuration as JSON in its header."""
+        """Writes one safetensors file, arrays and a header of JSON; equal tokenizers give equal bytes.
+
+        The header is one entry because safetensors writes several in an order of its own.
+        """
         arrays = {f"embedder.{name}": array for name, array in self.embedder.state_dict().items()}
         arrays["codebooks"] = self.quantizer.codebooks
-        header = {"format": _FORMAT, "config": json.dumps(asdict(self.config), sort_keys=True)}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, header)
+        header = json.dumps({"format": _FORMAT, "config": asdict(self.config)}, sort_keys=True)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, {_HEADER: header})
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """The tokenizer that ``save`` wrote; raises ValueError when the file is something else."""
         with safe_open(path, framework="numpy") as stored:
-            header: Mapping[str, str] = stored.metadata() or {}
+            header: dict[str, Any] = json.loads((stored.metadata() or {}).get(_HEADER, "{}"))
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} has the format {header.get('format')!r}; expected {_FORMAT!r}")
-        config = TokenizerConfig(**json.loads(header["config"]))
+        config = TokenizerConfig(**header["config"])
         embedder = ItemEmbedder.from_state(
             {name.removeprefix("embedder."): a for name, a in arrays.items() if name.startswith("embedder.")}
         )

@@ -194,9 +194,8 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan[Examp
         return _Progress(**{name: state[name] for name in ("step", "examples", "tokens", "seconds")})
     progress = _Progress()
     if plan.guard is not None and rank() == 0:
-        save(
-            path, model, optimizer, {**progress.state(), "training": plan.training}
-        )  # what a first refusal goes back to
+        # What the guard's first refusal goes back to.
+        save(path, model, optimizer, {**progress.state(), "training": plan.training})
     _barrier()
     return progress
 

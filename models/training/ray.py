@@ -109,7 +109,7 @@ def _connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _check(address)
+    check(address)
     # Workers' own output stays in Ray's logs, it is mostly Ray's: progress comes from metrics.jsonl.
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
@@ -118,8 +118,8 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check(address: str) -> None:
-    """Fails within seconds when nobody listens: ray.init alone would try for minutes."""
+def check(address: str) -> None:
+    """Raises RayUnavailable within seconds when nobody listens: ray.init alone would try for minutes."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit():
         raise RayUnavailable(f"the Ray address is {address!r}; expected host:port, as `ray start --head` prints it")

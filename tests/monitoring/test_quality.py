@@ -12,7 +12,7 @@ def test_a_good_candidate_is_blessed_alone_and_against_its_equal() -> None:
 
 @pytest.mark.parametrize(
     ("metric", "value"),
-    [("recall@50", 0.001), ("legality", 0.1), ("illegal_items", 1.0), ("coverage", 0.0), ("requests", 3.0)],
+    [("recall@50", 0.001), ("legality", 0.05), ("illegal_items", 1.0), ("coverage", 0.0), ("requests", 3.0)],
 )
 def test_each_value_threshold_refuses_and_names_the_figure(metric: str, value: float) -> None:
     decision = decide({**GOOD, metric: value}, None)

@@ -77,7 +77,17 @@ def test_the_file_holds_only_arrays_and_json(tokenizer: Tokenizer, tmp_path) -> 
     tokenizer.save(tmp_path / "t")
     data = (tmp_path / "t").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    assert json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["config"])["codes"] == 12
+    assert json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tokenizer"])["config"]["codes"] == 12
+
+
+def test_equal_tokenizers_are_equal_files(tokenizer: Tokenizer, tmp_path) -> None:
+    """A stage's digest is that of its files: 20 saves, every second one of a tokenizer that was loaded."""
+    files = []
+    for number in range(20):
+        tokenizer.save(tmp_path / str(number))
+        files.append((tmp_path / str(number)).read_bytes())
+        tokenizer = Tokenizer.load(tmp_path / str(number)) if number % 2 else tokenizer
+    assert len(set(files)) == 1
 
 
 def test_another_file_is_refused(tmp_path) -> None:
