@@ -10,7 +10,7 @@ roll-outs and reward models.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,8 @@ class AlignConfig(StageConfig):
 
     learning_rate: float = 3e-4
     weight_decay: float = 0.0
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """fp32, as the server computes the log-probabilities it logs: GBPO compares the two."""
     checkpoint_every: int = 50
     drop_sessions: float = 0.5
     """Share of sessions, those with the least play time, that RSFT leaves out (V1 3.3)."""

@@ -269,8 +269,8 @@ def prepare_device(threads: int, workers_here: int = 1) -> torch.device:
     """This worker's device: CUDA when there is one, else the CPU with ``threads`` threads (0: see ``FitConfig``)."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    # OpenMP threads spin at every barrier by default: on a machine shared with other processes two of them were
-    # 60 times slower than one. With OMP_WAIT_POLICY=PASSIVE in the environment they sleep instead.
+    # OpenMP threads spin at every barrier by default: with the other core busy, two of them trained 27 times slower
+    # than one. With OMP_WAIT_POLICY=PASSIVE in the environment they sleep instead.
     passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     share = len(os.sched_getaffinity(0)) // workers_here if passive else 1
     torch.set_num_threads(threads or max(share, 1))

@@ -3,12 +3,17 @@
 import os
 import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
+from features.runs import Run
 from features.settings import Settings
+from features.storage import connect
+from features.world.simulator import Simulator, SimulatorConfig
+from pipelines.ingest import ingest
 from pipelines.local import PipelineFailed, run
 
 WINDOW = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-02T00:00:00+00:00"}
@@ -39,6 +44,19 @@ def test_a_failing_pipeline_says_why_and_where(environment: Settings, tmp_path: 
     assert "Running pipeline: 'onerec-training'" in whole
     assert "Traceback (most recent call last)" in whole
     assert "\x1b" not in whole
+
+
+def test_a_quiet_night_ends_well_without_training(environment: Settings, tmp_path: Path) -> None:
+    """Too few new exposures to judge: the branch of the real pipeline that trains and publishes is not taken."""
+    world = Simulator(SimulatorConfig(users=20, items=100, history_days=3))
+    ingest(world.history(), connect(), environment.home)
+    midnights = [(world.start() - timedelta(days=days)).isoformat() for days in (3, 2, 1, 0)]
+    arguments = dict(zip(("start", "reference_start", "current_start", "end"), midnights, strict=True))
+    tasks: list[str] = []
+    run("retraining", {"run_id": "quiet", "base": "", **arguments}, tmp_path / "log", tasks.append)
+    assert sorted(tasks) == ["detect-drift", "prepare-data", "should-retrain"]
+    assert Run(connect(), "quiet").summary("drift")["verdict"] == "insufficient data"
+    assert "finished with status SUCCESS" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
 def test_wrong_arguments_fail_before_any_task(tmp_path: Path) -> None:
