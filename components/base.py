@@ -12,3 +12,8 @@ from kfp import dsl
 IMAGE = os.environ.get("ONEREC_IMAGE", "ghcr.io/onerec-platform/onerec-python:0.1.0")
 
 component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
+
+
+def fresh(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """``task`` without KFP's cache, which looks at arguments alone: our stages decide by content what to repeat."""
+    return task.set_caching_options(False)

@@ -7,8 +7,10 @@ redo it. The returned digest names the content and is what the next stage takes 
 
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +54,18 @@ class Run:
             raise ObjectMissing(f"stage {stage!r} of run {self.run_id!r} has not finished")
         return self.storage.get_folder(self.prefix(stage), folder / stage)
 
-    def stage(self, stage: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> str:
-        """Runs ``work(scratch folder) -> summary`` unless done with these inputs; returns the content digest."""
+    def stage(
+        self, stage: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], keep: Path | None = None
+    ) -> str:
+        """Runs ``work(folder) -> summary`` unless done with these inputs; returns the content digest.
+
+        With ``keep`` the folder lies below it and survives a kill, so that ``work`` can resume from what it left there.
+        """
         inputs = json.loads(json.dumps(inputs, default=str))
         record = self.done(stage)
         if record is not None and record["inputs"] == inputs:
             return str(record["digest"])
-        with tempfile.TemporaryDirectory(prefix=f"onerec-{stage}-") as scratch:
-            folder = Path(scratch) / stage
-            folder.mkdir()
+        with _scratch(keep, f"{self.run_id}-{stage}-{_short(inputs)}") as folder:
             summary = work(folder)
             digest = folder_digest(folder)
             self._replace(stage, folder)
@@ -74,6 +79,23 @@ class Run:
         for key in self.storage.keys(f"{self.prefix(stage)}/"):
             self.storage.remove(key)
         self.storage.put_folder(self.prefix(stage), folder)
+
+
+@contextmanager
+def _scratch(keep: Path | None, name: str) -> Iterator[Path]:
+    """A folder to work in: temporary, or ``keep/name``, which is removed only when the work is done."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="onerec-stage-") as scratch:
+            yield Path(scratch)
+        return
+    folder = keep / name
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _short(inputs: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def folder_digest(folder: Path) -> str:

@@ -69,6 +69,10 @@ class V2Config:
         return self.d_model // self.heads
 
 
+CODE_NORM = 8**0.5
+"""Mean norm of code embeddings that start from codebooks."""
+
+
 @dataclass(frozen=True)
 class ContextKV:
     """Keys and values of B requests: ``l_kv`` tensors [B, G, S, D] each (values are the keys when s_kv = 1)."""
@@ -181,6 +185,24 @@ class OneRecV2(nn.Module):
                 nn.init.normal_(module.weight, std=0.1)
         for weight in self.heads.parameters():
             nn.init.normal_(weight, std=0.02)  # the first loss is ln(codes)
+
+    @torch.no_grad()
+    def start_from_codebooks(self, codebooks_LCE: Tensor) -> None:
+        """Code embeddings begin at the tokenizer's centroids, scaled to this model's initial norm.
+
+        Ours (unpublished): similar codes begin alike, so what is learned of one item carries over to its like from
+        the first step; with little data the context is hardly used otherwise (docs/log.md). Raises ValueError for
+        other shapes than [levels, codes, embed].
+        """
+        c = self.config
+        if tuple(codebooks_LCE.shape) != (c.levels, c.codes, c.embed):
+            raise ValueError(
+                f"the codebooks have shape {tuple(codebooks_LCE.shape)}; this model starts from "
+                f"({c.levels}, {c.codes}, {c.embed}): levels, codes, embed"
+            )
+        for table, centroids in zip(self.context.code, codebooks_LCE, strict=True):
+            scale = CODE_NORM / centroids.norm(dim=1).mean().clamp(min=1e-9)
+            table.get_parameter("weight")[1:] = centroids * scale
 
     def encode(self, context: ContextTensors) -> ContextKV:
         """The context's KV, once per request."""

@@ -94,12 +94,13 @@ def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base:
             config,
             folder,
             init=_bundle_folder(base) if base else None,
+            code_vectors=None if base else Tokenizer.load(source / "tokenizer" / "tokenizer.safetensors").codebooks,
             ray_address=settings().ray_address,
             name=f"{run_id}-pretrain",
         )
 
     inputs = {"tokens": tokens, "config": asdict(config), "preset": preset, "base": base}
-    return _stage(run_id, "pretrain", inputs, ["data", "tokenizer"], work)
+    return _stage(run_id, "pretrain", inputs, ["data", "tokenizer"], work, resumes=True)
 
 
 def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> str:
@@ -118,7 +119,7 @@ def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> s
         )
 
     inputs = {"pretrained": pretrained, "config": asdict(chosen.align)}
-    return _stage(run_id, "align", inputs, ["data", "tokenizer", "pretrain"], work)
+    return _stage(run_id, "align", inputs, ["data", "tokenizer", "pretrain"], work, resumes=True)
 
 
 def evaluate_run(run_id: str, *, aligned: str, base: str) -> tuple[dict[str, float], str]:
@@ -212,8 +213,12 @@ def _stage(
     inputs: dict[str, Any],
     needs: list[str],
     work: Callable[[Path, Path], dict[str, Any]],
+    resumes: bool = False,
 ) -> str:
-    """Runs ``work(folder holding the stages of ``needs``, output folder)`` unless it is done with these inputs."""
+    """Runs ``work(folder holding the stages of ``needs``, output folder)`` unless it is done with these inputs.
+
+    ``resumes`` keeps the output folder when the work is killed: training goes on from its checkpoint there.
+    """
     run = Run(connect(), run_id)
 
     def fetch_and_work(folder: Path) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _stage(
                 run.fetch(need, Path(scratch))
             return work(Path(scratch), folder)
 
-    return run.stage(stage, inputs, fetch_and_work)
+    return run.stage(stage, inputs, fetch_and_work, keep=settings().home / "work" if resumes else None)
 
 
 def _bundle_folder(version: str) -> Path:

@@ -6,6 +6,7 @@ unblessed is published.
 
 from kfp import dsl
 
+from components.base import fresh
 from components.data import prepare_data
 from components.deployment import publish
 from components.evaluation import bless, evaluate
@@ -27,14 +28,16 @@ def retraining(
     overrides: str = "{}",
 ) -> None:
     """Window [start, end) gives the contexts; [current_start, end) is new; ``base`` is the version to go on from."""
-    data = prepare_data(run_id=run_id, start=start, end=end, targets_from=reference_start)
-    drift = detect_drift(run_id=run_id, data=data.output, reference_start=reference_start, current_start=current_start)
-    go = should_retrain(run_id=run_id, policy=policy).after(drift)
+    data = fresh(prepare_data(run_id=run_id, start=start, end=end, targets_from=reference_start))
+    drift = fresh(
+        detect_drift(run_id=run_id, data=data.output, reference_start=reference_start, current_start=current_start)
+    )
+    go = fresh(should_retrain(run_id=run_id, policy=policy)).after(drift)
     with dsl.If(go.output == True, name="retrain"):  # noqa: E712 - kfp builds the condition from the comparison
-        tokens = tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=base)
-        trained = pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base=base)
-        aligned = align(run_id=run_id, pretrained=trained.output, preset=preset, overrides=overrides)
-        evaluated = evaluate(run_id=run_id, aligned=aligned.output, base=base)
-        blessed = bless(run_id=run_id).after(evaluated)
+        tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=base))
+        trained = fresh(pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base=base))
+        aligned = fresh(align(run_id=run_id, pretrained=trained.output, preset=preset, overrides=overrides))
+        evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=base))
+        blessed = fresh(bless(run_id=run_id)).after(evaluated)
         with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - as above
-            publish(run_id=run_id, alias="production", base=base)
+            fresh(publish(run_id=run_id, alias="production", base=base))

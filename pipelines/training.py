@@ -7,6 +7,7 @@ run repeats nothing. Gates return one bool each (the local runner ignores condit
 
 from kfp import dsl
 
+from components.base import fresh
 from components.data import prepare_data
 from components.deployment import publish
 from components.evaluation import bless, evaluate
@@ -17,11 +18,11 @@ from components.training import align, pretrain
 @dsl.pipeline(name="onerec-training", description="Logs to a served OneRec model, from scratch.")
 def training(run_id: str, start: str, end: str, preset: str = "tiny", overrides: str = "{}") -> None:
     """Trains on exposures of [start, end), evaluates, and publishes to ``production`` what is blessed."""
-    data = prepare_data(run_id=run_id, start=start, end=end, targets_from=start)
-    tokens = tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base="")
-    base = pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base="")
-    aligned = align(run_id=run_id, pretrained=base.output, preset=preset, overrides=overrides)
-    evaluated = evaluate(run_id=run_id, aligned=aligned.output, base="")
-    blessed = bless(run_id=run_id).after(evaluated)
+    data = fresh(prepare_data(run_id=run_id, start=start, end=end, targets_from=start))
+    tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=""))
+    base = fresh(pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base=""))
+    aligned = fresh(align(run_id=run_id, pretrained=base.output, preset=preset, overrides=overrides))
+    evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=""))
+    blessed = fresh(bless(run_id=run_id)).after(evaluated)
     with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - kfp builds the condition from the comparison
-        publish(run_id=run_id, alias="production", base="")
+        fresh(publish(run_id=run_id, alias="production", base=""))

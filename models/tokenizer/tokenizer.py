@@ -53,6 +53,11 @@ class Tokenizer:
         self.embedder = embedder
         self.quantizer = quantizer
 
+    @property
+    def codebooks(self) -> np.ndarray:
+        """float32 [levels, codes, dim]."""
+        return np.asarray(self.quantizer.codebooks, np.float32)
+
     @classmethod
     def fit(cls, items: pa.Table, exposures: pa.Table, config: TokenizerConfig | None = None) -> "Tokenizer":
         """Learns embeddings and codebooks from ITEM and EXPOSURE rows; equal inputs and seeds give equal codebooks.

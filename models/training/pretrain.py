@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from models.objectives.ntp import ntp_loss
@@ -32,16 +33,27 @@ def pretrain(
     output: Path,
     *,
     init: Path | None = None,
+    code_vectors: np.ndarray | None = None,
     ray_address: str = "",
     name: str = "pretrain",
     workers: int = 1,
 ) -> dict[str, Any]:
     """Trains on the run's data into ``output`` (model.safetensors, config.json, metrics.json, metrics.jsonl).
 
-    ``init`` is a folder whose weights to go on from. With ``ray_address`` it is a Ray Train job of ``workers``, else it
-    runs in this process. A rerun resumes; a finished one returns its metrics. Raises TrainingDiverged.
+    ``init`` is a folder whose weights to go on from; without it code embeddings start from ``code_vectors``. With
+    ``ray_address`` it is a Ray Train job of ``workers``, else it runs in this process. A rerun resumes; a finished one
+    returns its metrics. Raises TrainingDiverged.
     """
-    job = Job(stage="pretrain", data=data, catalogue=catalogue, model=model, config=config, output=output, init=init)
+    job = Job(
+        stage="pretrain",
+        data=data,
+        catalogue=catalogue,
+        model=model,
+        config=config,
+        output=output,
+        init=init,
+        code_vectors=code_vectors,
+    )
     return launch(train, job, ray_address=ray_address, name=name, workers=workers)
 
 

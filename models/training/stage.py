@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -26,23 +27,33 @@ TOP_SHARE = 1 / 8
 """Recall of the first code is counted in the likeliest eighth of the codes: chance is 1/8 for every codebook size."""
 
 
+WATCHED_SECONDS = (0.2, 240.0)
+"""Bounds of a play time that counts as a weight: a skip is not nothing, a video left running is not everything."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(FitConfig):
     """A stage's optimisation and how much each exposure counts in its NTP loss."""
 
-    exposure_weight: Literal["all", "engaged"] = "all"
-    """``all``: every exposure alike, as V2 trains. ``engaged`` (ours): 0.1 + the play time's quantile among exposures
-    of like duration, because training on all exposures imitates the policy that chose them."""
+    exposure_weight: Literal["all", "engaged", "watched"] = "all"
+    """``all``: every exposure alike, as V2 trains. The others are ours, because training on all exposures imitates the
+    policy that chose them. ``engaged``: 0.1 + the play time's quantile among exposures of like duration. ``watched``:
+    seconds played, so that the model leans to what is watched long."""
+    propensity_power: float = 0.0
+    """Weights are divided by (exposures of the item + 10) to this power: 0 is V2's; 1 forgets how often the logging
+    policy chose an item, so that what is shown most is not taken for what is liked most. Ours."""
     positive_weight: float = 1.0
     """Factor for exposures with high engagement; 1 is V2's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.exposure_weight not in ("all", "engaged") or self.positive_weight < 0:
+        if self.exposure_weight not in ("all", "engaged", "watched") or self.positive_weight < 0:
             raise ValueError(
-                f"exposure_weight {self.exposure_weight!r} must be 'all' or 'engaged' and "
+                f"exposure_weight {self.exposure_weight!r} must be 'all', 'engaged' or 'watched' and "
                 f"positive_weight {self.positive_weight} at least 0"
             )
+        if not 0 <= self.propensity_power <= 1:
+            raise ValueError(f"propensity_power is {self.propensity_power}; it must lie in [0, 1]")
 
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -59,6 +70,8 @@ class Job(Generic[Config]):
     config: Config
     output: Path
     init: Path | None
+    code_vectors: np.ndarray | None = None
+    """float32 [L, C, embed], the tokenizer's codebooks: where code embeddings start when there is no ``init``."""
 
     def __post_init__(self) -> None:
         if (self.model.codes, self.model.levels) != (self.catalogue.codes, self.catalogue.levels):
@@ -95,6 +108,8 @@ class Workshop(Generic[Config]):
         self.model = OneRecV2(job.model)
         if job.init is not None:
             load_weights(self.model, job.init, job.model)
+        elif job.code_vectors is not None:
+            self.model.start_from_codebooks(torch.from_numpy(job.code_vectors))
         self.model.to(self.device)
         self.data = RunData.load(job.data)
         self.contexts = Contexts(self.data, job.catalogue, Limits())
@@ -149,9 +164,14 @@ class Workshop(Generic[Config]):
         weights = np.ones(data.exposures.num_rows, np.float32)
         if config.exposure_weight == "engaged":
             weights = (0.1 + play_quantile(data.column("play_ms"), data.column("duration_ms"))).astype(np.float32)
+        if config.exposure_weight == "watched":
+            weights = np.clip(data.column("play_ms") / 1000, *WATCHED_SECONDS).astype(np.float32)
         if config.positive_weight != 1:
             weights[data.positive()] *= config.positive_weight
-        return weights
+        if config.propensity_power:
+            item = pd.factorize(data.column("item_id"))[0]
+            weights /= ((np.bincount(item) + 10.0) ** config.propensity_power)[item]
+        return (weights / max(weights.mean(), 1e-9)).astype(np.float32)
 
     @cached_property
     def _held_out(self) -> list[Example]:
