@@ -1,7 +1,7 @@
 # What developers and CI run. Everything happens in .venv, which `make install` builds when it is missing or outdated.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DAYS ?= 5
+DAYS ?= 4
 DATA ?=
 ARGS ?=
 
@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install ## Play the whole loop for DAYS simulated days, on DATA when given, and write a report
-	@$(BIN)/onerec loop --days $(DAYS) $(if $(DATA),--data '$(DATA)')
+	@$(BIN)/onerec loop --fresh --days $(DAYS) $(if $(DATA),--data '$(DATA)')
 
 test: install ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)

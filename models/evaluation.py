@@ -55,8 +55,9 @@ def describe(
     """Means of the accuracy metrics with the bounds of recall@50, and the guard-rails of the top ten."""
     scores = accuracy(rankings, holdout.relevant)
     metrics = {name: float(values.mean()) if len(values) else 0.0 for name, values in scores.items()}
-    interval = bootstrap_mean(scores["recall@50"], samples=1000)
-    metrics |= {"recall@50_low": interval.low, "recall@50_high": interval.high}
+    if len(scores["recall@50"]):
+        interval = bootstrap_mean(scores["recall@50"], samples=1000)
+        metrics |= {"recall@50_low": interval.low, "recall@50_high": interval.high}
     metrics["requests"] = float(len(scores["recall@50"]))
     top = [list(ranking[:10]) for ranking in rankings]
     shown = [item for ranking in top for item in ranking]
@@ -101,6 +102,10 @@ def evaluate(
 
     ``production_holdout`` holds the same requests with contexts in the rows of production's own, older catalogue.
     """
+    if (production is None) != (production_holdout is None):
+        raise ValueError(
+            "give production and production_holdout together: its contexts are in its own catalogue's rows"
+        )
     catalogue = candidate.bundle.catalogue
     answers = recommend(candidate, holdout)
     result: dict[str, Any] = {"candidate": describe(answers, holdout, catalogue, exposures_of)}
@@ -109,7 +114,9 @@ def evaluate(
         theirs = recommend(production, production_holdout)
         result["production"] = describe(theirs, holdout, catalogue, exposures_of)
         result["production"]["legality"] = production.legality(production_holdout.context)
-        result["candidate_over_production"] = asdict(compare(answers, theirs, holdout))
+        interval = compare(answers, theirs, holdout)
+        result["candidate_over_production"] = asdict(interval)
+        result["candidate"]["over_production_high"] = interval.high
     for name, rankings in baselines.items():
         result[name] = describe(rankings, holdout, catalogue, exposures_of)
         result[f"candidate_over_{name}"] = asdict(compare(answers, rankings, holdout))

@@ -24,6 +24,8 @@ from features.settings import settings
 from features.storage import connect
 
 MINIMUM_ROWS = 500
+COMMON_TAGS = 20
+"""Tags beyond the reference's most engaged ones count as one: a distance over many rare categories is mostly noise."""
 DRIFT, STABLE, INSUFFICIENT = "drift", "stable", "insufficient data"
 
 
@@ -116,6 +118,10 @@ def measure(
         )
         return DriftReport(verdict=INSUFFICIENT, reason=reason, **rows, columns={}, html=_plain_page(reason))
     frames = frame(reference, items), frame(current, items)
+    common = frames[0]["engaged_tag"].value_counts().index[:COMMON_TAGS]
+    for each in frames:
+        rare = each["engaged_tag"].notna() & ~each["engaged_tag"].isin(common)
+        each.loc[rare, "engaged_tag"] = "other"
     tested = [c for c in COLUMNS if min(f[c.name].notna().sum() for f in frames) >= minimum_rows // 5]
     snapshot = _evidently(frames[0], frames[1], tested)
     if workspace is not None:

@@ -44,6 +44,32 @@ def emit(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
+def check_log(path: Path) -> None:
+    """Ends the command, with code 2, unless ``path`` holds a log that can be learned from: before anything starts."""
+    from features.datasets import check
+
+    try:
+        check(path)
+    except (ValueError, OSError) as error:
+        fail(str(error), "nothing was started and nothing stored; mend the folder, then repeat the command", code=2)
+
+
+def check_recipe(preset: str, overrides: str) -> None:
+    """Ends the command, with code 2, unless the preset and its overrides exist: before an hour of training."""
+    from models.presets import recipe
+
+    try:
+        recipe(preset, overrides)
+    except (ValueError, TypeError) as error:
+        fail(str(error), "such as --overrides '{\"pretrain.epochs\": 2}'", code=2)
+
+
+def check_policy(policy: str) -> None:
+    """Ends the command, with code 2, unless the retraining policy is known."""
+    if policy not in ("nightly", "on_drift"):
+        fail(f"policy {policy!r} is unknown", "give --policy nightly or --policy on_drift", code=2)
+
+
 class CleanErrors(TyperGroup):
     """Turns what a command raises into ``fail``; ``--debug`` shows the traceback as well."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, out
 
 
 @app.command()
@@ -21,6 +21,7 @@ def loop(
     policy: Annotated[str, typer.Option(help="When to retrain: nightly or on_drift.")] = "nightly",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier loop left in HOME first.")] = False,
     home: Home = HOME,
     json_: Json = False,
 ) -> None:
@@ -28,13 +29,14 @@ def loop(
 
     Ends with a summary and a self-contained HTML report in HOME/loop/.
     """
+    check_policy(policy)
+    if data is not None:
+        check_log(data)
+    check_recipe("tiny", overrides)
+
     from pipelines import stack
     from pipelines.loop import LoopConfig, run_loop
 
-    if policy not in ("nightly", "on_drift"):
-        fail(f"policy {policy!r} is unknown", "give --policy nightly or --policy on_drift", code=2)
-    if data is not None and not data.exists():
-        fail(f"{data} does not exist", "give --data the folder of a log, such as KuaiRand-Pure", code=2)
     config = LoopConfig(
         days=days,
         data=data,
@@ -46,6 +48,8 @@ def loop(
         command=" ".join(["onerec", *sys.argv[1:]]),
     )
     output = home / "loop"
+    if fresh:
+        stack.wipe(home)
     if keep:
         stack.up(home)
         stack.activate(home)

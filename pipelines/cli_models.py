@@ -1,13 +1,25 @@
 """`onerec recommend`, `bundles`, `promote`, `rollback`: ask the running server, and look after its bundles."""
 
+import re
+import tempfile
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
+
+FLAGS = {
+    "cold_user": "nothing is known of this user; the answer is the one for newcomers",
+    "degraded": "some features of this user have expired",
+    "features_unavailable": "the feature store does not answer, so the answer is the one for newcomers: `onerec up`",
+}
+"""What the server's flags mean."""
 
 bundles = typer.Typer(help="Published models.", no_args_is_help=True)
 app.add_typer(bundles, name="bundles")
@@ -23,34 +35,54 @@ def recommend(
     json_: Json = False,
 ) -> None:
     """Asks the running server what it would show a user now: items, SIDs and scores."""
-    from features import catalog
-    from features.intake import exposures
     from features.settings import settings
-    from features.storage import connect
+    from features.storage import StorageUnavailable
     from pipelines import stack
     from pipelines.client import Client
 
-    stack.activate(home)
-    began = time.perf_counter()
+    stack.activate(home, ["server"])
     current = settings()
     with Client(current.server_url, current.collector_url, "") as client:
+        version = _ready(client.status(), model)
+        try:
+            now, missing = max(_newest_ms(), _data_ms(version)), ""
+        except StorageUnavailable as error:
+            now, missing = _data_ms(version), str(error)
         request = f"cli-{uuid.uuid4().hex}"
-        now = _data_clock(connect(), exposures) or int(time.time() * 1000)
+        began = time.perf_counter()
         (served,) = client.recommend(model, [user], [now], [request], num_items=num_items, beam_width=beam_width)
-    elapsed = time.perf_counter() - began
-    items = {row["item_id"]: row for row in catalog.read_items(connect()).to_pylist()}
+        elapsed = time.perf_counter() - began
+    items = _items(home, served.model_version)
     rows = [_row(items.get(item, {}), served, i) for i, item in enumerate(served.item_ids)]
+    if missing:
+        err.print(f"[yellow]warning:[/] {escape(missing)}; the answer comes from the model in memory", soft_wrap=True)
     if json_:
         answer = {"user": user, "model_version": served.model_version, "flags": served.flags, "seconds": elapsed}
         emit({**answer, "items": rows})
         return
-    table = Table(title=f"user {user}, {served.model_version} {' '.join(served.flags)}, {1000 * elapsed:.0f} ms")
+    table = Table(title=f"user {escape(user)}, {served.model_version}, answered in {1000 * elapsed:.0f} ms")
     for name in ("item", "title", "tags", "SID", "log p"):
         table.add_column(name)
     for row in rows:
         sid = "-".join(str(code) for code in row["sid"])
-        table.add_row(row["item_id"], row["title"] or "", ", ".join(row["tags"]), sid, f"{row['score']:.2f}")
+        title, tags = escape(row["title"] or ""), escape(", ".join(row["tags"]))
+        table.add_row(escape(row["item_id"]), title, tags, sid, f"{row['score']:.2f}")
     out.print(table)
+    for flag in served.flags:
+        out.print(f"[yellow]{flag}[/]: {FLAGS.get(flag, 'see docs/serving.md')}", soft_wrap=True)
+
+
+def _ready(status: dict[str, Any], model: str) -> str:
+    """The version that ``model`` serves; ends the command with the server's reason when it serves none."""
+    if not status:
+        fail("the model server does not answer", "`onerec status` and `onerec logs server` show why")
+    known = status["models"]
+    if model not in known:
+        fail(f"the server has no model {model!r}", f"give --model one of {', '.join(known)}", code=2)
+    if not known[model]["ready"]:
+        hint = "train first: `onerec train`; or choose a version: `onerec bundles list`, then `onerec promote VERSION`"
+        fail(f"model {model} is not ready: {known[model]['reason']}", hint)
+    return str(known[model]["version"])
 
 
 def _row(item: dict[str, Any], served: Any, i: int) -> dict[str, Any]:
@@ -63,17 +95,38 @@ def _row(item: dict[str, Any], served: Any, i: int) -> dict[str, Any]:
     }
 
 
-def _data_clock(storage: Any, exposures: Any) -> int | None:
-    """The hour after the newest stored exposure: logs live in their own time, not in the wall's."""
-    from datetime import datetime, timedelta
+def _items(home: Path, version: str) -> dict[str, dict[str, Any]]:
+    """What ``version`` knows of its items, from the server's verified copy, or from object storage; else nothing."""
+    import pyarrow.parquet as pq
 
-    newest = max(
-        (key.split("date=")[1][:18] for key in storage.keys(f"{exposures.ROOT}/") if "date=" in key), default=""
-    )
+    from features.storage import ObjectMissing, StorageUnavailable, connect
+
+    columns = ["item_id", "title", "tags"]
+    path = home / "bundles" / version / "items.parquet"
+    try:
+        stored = path.exists()
+        key = f"models/onerec/{version}/items.parquet"
+        table = pq.read_table(path, columns=columns) if stored else connect().get_table(key, columns)
+    except (ObjectMissing, StorageUnavailable, OSError):
+        return {}
+    return {row["item_id"]: row for row in table.to_pylist()}
+
+
+def _data_ms(version: str) -> int:
+    """Where the data of a version ends, which its name begins with: 20260101T000000-ab12cd34."""
+    return int(datetime.strptime(version[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def _newest_ms() -> int:
+    """The hour after the newest stored exposure, 0 without any: logs live in their own time, not in the wall's."""
+    from features.intake.exposures import ROOT
+    from features.storage import connect
+
+    found = (re.search(r"date=([\d-]+)/hour=(\d+)", key) for key in connect().keys(f"{ROOT}/"))
+    newest = max((f"{hour[1]}T{hour[2]}" for hour in found if hour), default="")
     if not newest:
-        return None
-    hour = datetime.fromisoformat(f"{newest[:10]}T{newest.split('hour=')[1][:2]}:00:00+00:00")
-    return int((hour + timedelta(hours=1)).timestamp() * 1000)
+        return 0
+    return int((datetime.fromisoformat(f"{newest}:00:00+00:00") + timedelta(hours=1)).timestamp() * 1000)
 
 
 @bundles.command("list")
@@ -83,7 +136,7 @@ def list_bundles(home: Home = HOME, json_: Json = False) -> None:
     from models.bundle import list_versions, read_alias, read_manifest
     from pipelines import stack
 
-    stack.activate(home)
+    stack.activate(home, ["s3"])
     storage = connect()
     aliases: dict[str, list[str]] = {}
     for alias in ("production", "frozen", "candidate"):
@@ -116,13 +169,11 @@ def list_bundles(home: Home = HOME, json_: Json = False) -> None:
 def promote(
     version: Annotated[str, typer.Argument(help="A published version (`onerec bundles list`).")], home: Home = HOME
 ) -> None:
-    """Points the alias `production` at a version; the servers swap within a second."""
-    from features.storage import connect
-    from models.bundle import set_alias
+    """Points the alias `production` at a version, whose files are verified first; the servers swap within a second."""
     from pipelines import stack
 
-    stack.activate(home)
-    set_alias(connect(), "production", version)
+    stack.activate(home, ["s3"])
+    _promote(version)
     out.print(f"production is now {version}")
 
 
@@ -130,10 +181,10 @@ def promote(
 def rollback(home: Home = HOME) -> None:
     """Points `production` back at the parent of the version it points at."""
     from features.storage import connect
-    from models.bundle import read_alias, read_manifest, set_alias
+    from models.bundle import read_alias, read_manifest
     from pipelines import stack
 
-    stack.activate(home)
+    stack.activate(home, ["s3"])
     storage = connect()
     version = read_alias(storage, "production")
     if version is None:
@@ -141,5 +192,19 @@ def rollback(home: Home = HOME) -> None:
     parents = read_manifest(storage, version)["parents"]
     if not parents:
         fail(f"{version} has no parent to go back to", "choose one with `onerec bundles list`, then `onerec promote`")
-    set_alias(storage, "production", parents[-1])
+    _promote(parents[-1])
     out.print(f"production is now {parents[-1]} (was {version})")
+
+
+def _promote(version: str) -> None:
+    """Moves the alias, unless the bundle is incomplete or corrupt: then everything stays as it is."""
+    from features.storage import ObjectMissing, connect
+    from models.bundle import BundleCorrupt, fetch, set_alias
+
+    storage = connect()
+    try:
+        with tempfile.TemporaryDirectory(prefix="onerec-verify-") as scratch:
+            fetch(storage, version, Path(scratch))
+    except (ObjectMissing, BundleCorrupt) as error:
+        fail(str(error.args[0]), "production was not changed; `onerec bundles list` shows what can be promoted")
+    set_alias(storage, "production", version)

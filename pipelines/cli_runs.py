@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, fail, out
 
 
 @app.command()
@@ -17,13 +17,15 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Reads a log into the platform: catalogue, exposures and on-line features. Repeating it changes nothing."""
+    check_log(path)  # before what takes seconds to import
+
     from features.datasets import load
     from features.storage import connect
     from pipelines import stack
     from pipelines.ingest import ingest as store
     from pipelines.progress import Progress
 
-    stack.activate(home)
+    stack.activate(home, ("s3", "valkey"))
     progress = Progress()
     with progress.step(f"reading {path}"):
         dataset = load(path)
@@ -32,9 +34,11 @@ def ingest(
     if json_:
         emit(counts)
         return
-    out.print(Table(*counts, title=dataset.name))
+    table = Table("", "count", title=dataset.name, title_style="bold", show_header=False)
+    table.columns[1].justify = "right"
     for name, count in counts.items():
-        out.print(f"{name}: {count:,}")
+        table.add_row(name.replace("_", " "), f"{count:,}")
+    out.print(table)
 
 
 @app.command()
@@ -48,9 +52,11 @@ def train(
     json_: Json = False,
 ) -> None:
     """Runs the training pipeline on this machine: logs to a published model, from scratch."""
+    since, until = _time(start, "--start"), _time(end, "--end")
+    check_recipe(preset, overrides)
     _activated(home)
     first, last = _window()
-    arguments = {"start": start or first, "end": end or last, "preset": preset, "overrides": overrides}
+    arguments = {"start": since or first, "end": until or last, "preset": preset, "overrides": overrides}
     _run("training", {"run_id": run_id or _new_id("train"), **arguments}, home, json_)
 
 
@@ -70,11 +76,14 @@ def retrain(
     from features.storage import connect
     from models.bundle import read_alias
 
+    given = _time(end, "--end")
+    check_policy(policy)
+    check_recipe(preset, overrides)
     _activated(home)
     base = read_alias(connect(), "production")
     if base is None:
         fail("nothing is in production to go on from", "train first: `onerec train`")
-    until = datetime.fromisoformat(end or _window()[1])
+    until = datetime.fromisoformat(given or _window()[1])
     current = until - timedelta(days=new_days)
     arguments = {
         "start": (until - timedelta(days=context_days)).isoformat(),
@@ -154,6 +163,17 @@ def _window() -> tuple[str, str]:
         fail("no exposures are stored", "ingest a log first: `onerec ingest PATH`")
     end = datetime.fromisoformat(f"{hours[-1]}:00:00+00:00") + timedelta(hours=1)
     return f"{hours[0]}:00:00+00:00", end.isoformat()
+
+
+def _time(given: str | None, option: str) -> str | None:
+    """``given`` as an ISO 8601 time with a zone, UTC unless it names one; ends the command when it is none."""
+    if given is None:
+        return None
+    try:
+        time = datetime.fromisoformat(given)
+    except ValueError:
+        fail(f"{option} {given!r} is not a time", f"give it as ISO 8601, such as {option} 2026-01-15T00:00", code=2)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
 
 
 def _new_id(kind: str) -> str:

@@ -66,7 +66,14 @@ def status(home: Home = HOME, as_json: Json = False) -> None:
     rows, models = stack.status(home), stack.models(home)
     ok = bool(rows) and all(row.state == "healthy" for row in rows)
     if as_json:
-        emit({"home": home.resolve(), "ok": ok, "services": [asdict(row) for row in rows], "models": models})
+        emit(
+            {
+                "home": home.resolve(),
+                "ok": ok,
+                "services": [asdict(row) for row in rows],
+                "models": {k: asdict(v) for k, v in models.items()},
+            }
+        )
     elif not rows:
         fail(f"nothing was started in {home}", "start the local services with `onerec up`")
     else:
@@ -158,7 +165,7 @@ def _follow(path: Path) -> None:
             return None
 
 
-def _print_status(rows: list[stack.Health], models: dict[str, bool]) -> None:
+def _print_status(rows: list[stack.Health], models: dict[str, stack.ServedModel]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("service", "state", "address"):
         table.add_column(column)
@@ -169,10 +176,11 @@ def _print_status(rows: list[stack.Health], models: dict[str, bool]) -> None:
         state = f"[{_COLOURS[row.state]}]{row.state}[/]"
         table.add_row(row.service, state, row.address, str(row.pid), _duration(row.uptime_s), memory)
     out.print(table)
-    for name, ready in models.items():
-        out.print(
-            f"model {name}: " + ("[green]ready[/]" if ready else "[yellow]not ready (no version published yet)[/]")
-        )
+    for name, model in models.items():
+        state = f"[green]ready[/], {model.version}" if model.ready else "[yellow]not ready[/]"
+        out.print(f"model {name}: {state} (alias {model.alias})", soft_wrap=True)
+        if model.reason:
+            out.print(f"  [yellow]{escape(model.reason)}[/]", soft_wrap=True)
     for row in rows:
         if row.state != "healthy":
             out.print(f"{row.service} is {row.state}: see `onerec logs {row.service}`; `onerec up` starts what is dead")

@@ -15,10 +15,14 @@ import httpx
 
 BATCH_USERS = 32
 BATCH_EVENTS = 1000
+STATUS_S = 5.0
+"""The status page is answered beside all work; who takes longer is not well."""
 
 
 class ServiceFailed(RuntimeError):
-    """A service answered with an error or not at all; the message names it and what it said."""
+    """A service answered with an error or not at all; the message names it and what it said, ``hint`` what to do."""
+
+    hint = "`onerec status` shows which service is ill, `onerec logs SERVICE` why; `onerec up` starts what is dead"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +122,18 @@ class Client:
 
     def version(self, model: str) -> str | None:
         """The bundle version that ``model`` serves now, None when it is not ready."""
-        entry = self._status().get("models", {}).get(model) or {}
+        entry = self.status().get("models", {}).get(model) or {}
         return str(entry["version"]) if entry.get("ready") else None
 
     def _undelivered(self) -> int:
         """Served events that the server has not given to the collector yet."""
-        status = self._status()
+        status = self.status()
         return int(status.get("served_queue", 0)) + int(status.get("served_spooled", 0))
 
-    def _status(self) -> dict[str, Any]:
-        """The server's own report; empty when it does not answer."""
+    def status(self) -> dict[str, Any]:
+        """The server's own report: models with version, readiness and reason; empty when it does not answer."""
         try:
-            status: dict[str, Any] = self._http.get(f"{self.server_url}/onerec/status").json()
+            status: dict[str, Any] = self._http.get(f"{self.server_url}/onerec/status", timeout=STATUS_S).json()
         except (httpx.HTTPError, ValueError):
             return {}
         return status
@@ -151,19 +155,25 @@ class Client:
                 response = self._http.post(url, json=body, headers=headers)
             except httpx.TransportError as error:
                 if attempt == 3:
-                    raise ServiceFailed(
-                        f"{url} does not answer ({type(error).__name__}); see `onerec status`"
-                    ) from error
+                    raise ServiceFailed(f"{url} does not answer ({type(error).__name__})") from error
                 time.sleep(0.3 * 2**attempt)
                 continue
             if response.status_code in (429, 503) and attempt < 3:
                 time.sleep(float(response.headers.get("Retry-After", 0.5)))
                 continue
             if response.is_error:
-                raise ServiceFailed(f"{url} answered {response.status_code}: {response.text[:500]}")
+                raise ServiceFailed(f"{url} answered {response.status_code}: {_said(response)}")
             answer: dict[str, Any] = response.json()
             return answer
-        raise ServiceFailed(f"{url} stayed overloaded; see `onerec status`")
+        raise ServiceFailed(f"{url} stayed overloaded")
+
+
+def _said(response: httpx.Response) -> str:
+    """What an error answer says: the ``error`` of our services' JSON, else its beginning."""
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:

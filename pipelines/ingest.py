@@ -7,8 +7,10 @@ ingest is simply run again.
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from features import catalog, offline
-from features.datasets.dataset import Dataset
+from features.datasets.dataset import TOO_FEW, Dataset
 from features.histories.lifelong import daily_lifelong
 from features.histories.windows import Limits
 from features.intake import exposures as exposure_store
@@ -20,7 +22,13 @@ from features.updater import seed_windows
 
 
 def ingest(dataset: Dataset, storage: Storage, home: Path) -> dict[str, Any]:
-    """Stores the data set and seeds the features; returns counts. ``home`` is the platform's home folder."""
+    """Stores the data set and seeds the features; returns counts. ``home`` is the platform's home folder.
+
+    Raises ValueError, before anything is stored, when the log has fewer than two users.
+    """
+    users = pc.count_distinct(dataset.exposures["user_id"]).as_py()
+    if users < 2:
+        raise ValueError(f"the log {dataset.name!r} has {users} user{'s' * (users != 1)}; {TOO_FEW}")
     storage.ensure_bucket()
     catalog.append_items(storage, dataset.items)
     catalog.append_users(storage, dataset.users)

@@ -36,6 +36,12 @@ from pipelines.progress import Progress
 from pipelines.result import Loop, LoopConfig, daily, describe_run, summarise
 
 
+class HomeInUse(RuntimeError):
+    """The home folder holds another loop's data."""
+
+    hint = "give --fresh to remove that data and begin anew, or another folder with --home"
+
+
 def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
     """Plays the whole loop against the running stack; returns the result and writes JSON and report to ``output``."""
     if config.days < 1:
@@ -43,6 +49,10 @@ def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
     progress = Progress()
     world = build_world(config, progress)
     storage = connect()
+    if any(True for _ in storage.keys(f"{exposure_store.ROOT}/")):
+        raise HomeInUse(
+            f"{settings().home} already holds exposures; a loop needs a home of its own, or its days would mix with them"
+        )
     current = settings()
     client = Client(current.server_url, current.collector_url, current.client_token.get_secret_value())
     prefix = f"loop{config.seed}-{datetime.now(UTC):%Y%m%d%H%M%S}"

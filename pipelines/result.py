@@ -158,7 +158,10 @@ def summarise(loop: Loop, assignment: Assignment) -> dict[str, Any]:
     """Everything the report and the benchmark need, as plain JSON values."""
     config = loop.config
     after = [d for d in range(config.days) if d > config.drift_day] or list(range(1, config.days))
-    stored = exposure_store.read(loop.storage, loop.start, loop.midnight(config.days))
+    # Visits begun before the last midnight run on after it: their events are joined here, as the next night would.
+    after_midnight = loop.midnight(config.days) + timedelta(days=1)
+    exposure_store.compact(loop.storage, loop.midnight(config.days), after_midnight)
+    stored = exposure_store.read(loop.storage, loop.start, after_midnight)
     comparisons = {
         "onerec_over_frozen": asdict(_compare(loop, assignment, "frozen", after)),
         "onerec_over_cascade": asdict(_compare(loop, assignment, "cascade", after)),

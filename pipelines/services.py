@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -107,6 +108,15 @@ def fetch(url: str) -> int:
         return _HTTP.request("GET", url).status
     except urllib3.exceptions.HTTPError:
         return 0
+
+
+def fetch_json(url: str) -> Any:
+    """The JSON document at ``url``; None when nobody answers, or something else."""
+    try:
+        response = _HTTP.request("GET", url)
+        return response.json() if response.status == 200 else None
+    except (urllib3.exceptions.HTTPError, ValueError):
+        return None
 
 
 def _answers(path: str, service: str) -> Callable[[Site], bool]:

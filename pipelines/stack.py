@@ -20,10 +20,12 @@ from typing import Any
 
 from features.settings import settings
 from pipelines import processes
-from pipelines.services import HOST, MODELS, PROJECT, SERVICES, Service, Site, exports, fetch
+from pipelines.services import HOST, PROJECT, SERVICES, Service, Site, exports, fetch_json
 from pipelines.state import Entry, StackError, entries, locked, marker, record
 from pipelines.state import site as site_of
 
+DATA = ("s3", "valkey", "collector", "feast", "bundles", "evidently", "served", "work", "ray", "loop")
+"""Folders of a home that hold data and can be removed together."""
 GRACE = 12.0  # seconds a service has to end in order; the collector uploads what it holds
 
 Progress = Callable[[str, str], None]  # service, what happened to it
@@ -40,6 +42,16 @@ class Health:
     uptime_s: float
     memory_bytes: int
     log: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model of the model server; ``reason`` says why it is not ready, or why it keeps an older version."""
+
+    ready: bool
+    version: str | None
+    alias: str
+    reason: str
 
 
 # Up ----------------------------------------------------------------------------------------------------------------
@@ -283,18 +295,29 @@ def status(home: Path, *, services: Mapping[str, Service] = SERVICES) -> list[He
     return rows
 
 
+def wipe(home: Path) -> None:
+    """Stops what runs in ``home`` and removes its data: objects, events, features, models, reports; logs stay."""
+    down(home)
+    for name in DATA:
+        shutil.rmtree(home / name, ignore_errors=True)
+
+
 def strays(home: Path, *, services: Mapping[str, Service] = SERVICES) -> list[int]:
     """Pids of processes started for ``home`` whose service is not recorded there; ``down`` ends them."""
     home = home.resolve()
     return [p.pid for name in set(services) - set(entries(home)) for p in processes.family(None, marker(home, name))]
 
 
-def models(home: Path) -> dict[str, bool]:
-    """Which served models are ready to answer; empty when the model server does not run."""
+def models(home: Path) -> dict[str, ServedModel]:
+    """What the model server says of its models; empty when it does not run or does not answer."""
     entry = entries(home.resolve()).get("server")
     if entry is None or not entry.recorded.process():
         return {}
-    return {name: fetch(f"http://{entry.address}/v2/models/{name}/ready") == 200 for name in MODELS}
+    report = fetch_json(f"http://{entry.address}/onerec/status") or {}
+    return {
+        name: ServedModel(ready=about["ready"], version=about["version"], alias=about["alias"], reason=about["reason"])
+        for name, about in report.get("models", {}).items()
+    }
 
 
 def activate(home: Path, needs: Collection[str] = ()) -> None:

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from features.schema import EXPOSURE, ITEM, USER
 
+TOO_FEW = "a recommender is learned from what at least 2 users watched: give a log of more users"
+
 
 def _no_rejects() -> pa.Table:
     return pa.table({"reason": pa.array([], pa.string())})

@@ -6,6 +6,7 @@ releases. The log has no request ids: impressions of a user less than 30 minutes
 counters over the whole period would leak the future into every prediction.
 """
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from features.datasets.dataset import Dataset
+from features.datasets.dataset import TOO_FEW, Dataset
 from features.schema import EXPOSURE, FLAGS, ITEM, TIME, USER, conform, exposure_id
 
 SESSION_GAP_MS = 30 * 60 * 1000
@@ -41,6 +42,7 @@ _ATTRIBUTES = (
     "onehot_feat1",
 )
 """Eight categorical columns: as many as the user-static pathway hashes."""
+_USER_COLUMNS = ("user_id", *_ATTRIBUTES)
 
 
 def holds_kuairand(path: Path) -> bool:
@@ -53,10 +55,10 @@ def load_kuairand(path: Path) -> Dataset:
 
     Raises ValueError when a file or a column is missing (named), when the log is empty, or when no row is valid.
     """
-    folder = path if next(path.glob("log_standard*.csv"), None) else path / "data"
+    folder = _folder(path)
     log = pd.concat([_read(p, _LOG_COLUMNS) for p in _files(folder, "log_standard*.csv")], ignore_index=True).fillna("")
     if log.empty:
-        raise ValueError(f"the log in {folder} has no rows; expected impressions in log_standard*.csv")
+        raise _no_rows(folder)
     duplicated = log.drop(columns="file").duplicated()
     log = log[~duplicated].reset_index(drop=True)
     numbers, reasons = _parse(log)
@@ -75,6 +77,39 @@ def load_kuairand(path: Path) -> Dataset:
     )
 
 
+def check_kuairand(path: Path) -> None:
+    """Reads the headers, and the log until it has met two users; raises ValueError as ``load_kuairand`` would.
+
+    A log of one user is refused as well: there is nobody whose behaviour could be told from anybody else's.
+    """
+    folder = _folder(path)
+    logs = _files(folder, "log_standard*.csv")
+    for pattern, required in (("user_features*.csv", _USER_COLUMNS), ("video_features_basic*.csv", _VIDEO_COLUMNS)):
+        for file in _files(folder, pattern):
+            _header(file, required)
+    users: set[str] = set()
+    for file in logs:
+        column = _header(file, _LOG_COLUMNS).index("user_id")
+        with file.open(newline="", errors="replace") as text:
+            rows = csv.reader(text)
+            next(rows)
+            for row in rows:
+                users.update(row[column : column + 1])
+                if len(users) > 1:
+                    return
+    if not users:
+        raise _no_rows(folder)
+    raise ValueError(f"the log in {folder} has 1 user ({users.pop()!r}); {TOO_FEW}")
+
+
+def _folder(path: Path) -> Path:
+    return path if next(path.glob("log_standard*.csv"), None) else path / "data"
+
+
+def _no_rows(folder: Path) -> ValueError:
+    return ValueError(f"the log in {folder} has no rows; expected impressions in log_standard*.csv")
+
+
 def _files(folder: Path, pattern: str) -> list[Path]:
     files = sorted(folder.glob(pattern))
     if not files:
@@ -83,11 +118,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _read(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    with path.open() as file:
-        names = file.readline().strip().split(",")
-    missing = [c for c in required if c not in names]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(names)}")
+    names = _header(path, required)
     # Everything as text first: a row that does not parse must be shown as it was, not as NaN.
     options = pa.csv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False)
     malformed: list[str] = []
@@ -101,6 +132,20 @@ def _read(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     if malformed:
         rows = pd.concat([rows.assign(malformed=""), pd.DataFrame({"malformed": malformed})]).fillna("")
     return rows.assign(file=path.name)
+
+
+def _header(path: Path, required: tuple[str, ...]) -> list[str]:
+    """The names of the columns; raises ValueError when one of ``required`` is not among them."""
+    with path.open(errors="replace") as file:
+        names = file.readline().strip().split(",")
+    missing = [c for c in required if c not in names]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{path} lacks the column{plural} {', '.join(missing)}; it has {', '.join(filter(None, names)) or 'none'}: "
+            "give the file as KuaiRand published it, header included"
+        )
+    return names
 
 
 def _parse(log: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -179,8 +224,7 @@ def _items(folder: Path, log: pd.DataFrame) -> tuple[pa.Table, pd.DataFrame]:
 
 
 def _users(folder: Path, log: pd.DataFrame) -> pa.Table:
-    columns = ("user_id", *_ATTRIBUTES)
-    users = pd.concat([_read(p, columns) for p in _files(folder, "user_features*.csv")])
+    users = pd.concat([_read(p, _USER_COLUMNS) for p in _files(folder, "user_features*.csv")])
     users = users[users["user_id"] != ""].drop_duplicates("user_id").fillna("")
     unknown = pd.Index(log["user_id"].unique()).difference(users["user_id"])
     values = users[list(_ATTRIBUTES)].to_numpy()

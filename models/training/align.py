@@ -79,12 +79,13 @@ def train(job: Job[AlignConfig]) -> dict[str, Any]:
     """What each worker runs."""
     shop = Workshop(job)
     batches = shop.batches()
+    skipped = shop.skipped(batches)
     before = shop.measure()
     reward = advantages(shop.data, job.config)
     training = job.fingerprint()
     plan = Plan(
         steps=shop.steps(batches),
-        example=lambda step: shop.example(batches(step)),
+        example=lambda step: shop.example(batches(step + skipped)),
         objective=_objective(shop, reward.advantage),
         training=training,
         guard=_guard(shop, before),

@@ -29,6 +29,9 @@ DAY_MS = 86_400_000
 HOLDOUT_SHARE = 0.2
 HOLDOUT_SEED = 0
 CHUNK = 8192
+OWN = "onerec"
+FOREIGN_REQUESTS = 30
+"""From so many held-out requests of other policies on, our own are left out of the evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +123,17 @@ class RunData:
         return self.exposures.filter(pa.array(self.times_ms < newest_day(self.exposures)))
 
     def holdout(self, catalogue: Catalogue, limits: Limits | None = None) -> Holdout:
-        """The held-out requests, ready to be evaluated."""
+        """The held-out requests, ready to be evaluated.
+
+        Only those that another policy answered, when there are enough: on what it chose itself a model looks better
+        than any other, and the model in production better than its successor.
+        """
         contexts = Contexts(self, catalogue, limits or Limits())
         grouped = contexts.requests
-        chosen = contexts.trainable[self.held_out[grouped.rows[grouped.offsets[contexts.trainable]]]]
+        first = grouped.rows[grouped.offsets[contexts.trainable]]
+        foreign = self.held_out[first] & (self.column("source")[first] != OWN)
+        enough = foreign.sum() >= FOREIGN_REQUESTS
+        chosen = contexts.trainable[foreign if enough else self.held_out[first]]
         items, positive = self.column("item_id"), self.positive()
         rows = [grouped.rows_of(request) for request in chosen]
         seen = self._seen(grouped.user_ids[chosen], grouped.times_ms[chosen])

@@ -61,6 +61,7 @@ def train(job: Job[PretrainConfig]) -> dict[str, Any]:
     """What each worker runs."""
     shop = Workshop(job)
     batches = shop.batches()
+    skipped = shop.skipped(batches)
     training = job.fingerprint()
 
     def objective(model: nn.Module, example: Example) -> Loss:
@@ -71,7 +72,7 @@ def train(job: Job[PretrainConfig]) -> dict[str, Any]:
 
     plan = Plan(
         steps=shop.steps(batches),
-        example=lambda step: shop.example(batches(step)),
+        example=lambda step: shop.example(batches(step + skipped)),
         objective=objective,
         training=training,
     )

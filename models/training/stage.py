@@ -139,6 +139,10 @@ class Workshop(Generic[Config]):
         steps = len(batches) * self.config.epochs
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
+    def skipped(self, batches: Batches) -> int:
+        """Steps of the oldest data left out when ``max_steps`` is fewer than the epochs hold: it ends with the newest."""
+        return len(batches) * self.config.epochs - self.steps(batches)
+
     def example(self, batch: Batch) -> Example:
         """The batch as tensors on this worker's device."""
         mask = batch.items >= 0

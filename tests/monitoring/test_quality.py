@@ -7,7 +7,7 @@ GOOD = {"requests": 200.0, "recall@50": 0.2, "legality": 0.95, "illegal_items": 
 
 def test_a_good_candidate_is_blessed_alone_and_against_its_equal() -> None:
     assert decide(GOOD, None).blessed
-    assert decide(GOOD, GOOD).blessed
+    assert decide({**GOOD, "over_production_high": 0.01}, GOOD).blessed
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,14 @@ def test_each_value_threshold_refuses_and_names_the_figure(metric: str, value: f
 
 
 def test_a_fall_against_production_is_refused() -> None:
-    decision = decide({**GOOD, "recall@50": 0.1}, GOOD)
+    decision = decide({**GOOD, "recall@50": 0.1, "over_production_high": 0.01}, GOOD)
     assert not decision.blessed
     assert "0.500 of production's 0.2" in decision.failed[0]
+
+
+def test_a_candidate_worse_beyond_doubt_is_refused() -> None:
+    decision = decide({**GOOD, "over_production_high": -0.001}, GOOD)
+    assert [sentence for sentence in decision.failed if "over_production_high" in sentence]
 
 
 def test_an_unmeasured_metric_is_refused() -> None:

@@ -17,7 +17,7 @@ import pytest
 from features.settings import settings
 from features.storage import connect
 from pipelines import processes, stack
-from pipelines.services import HOST, SERVICES, Service, Site
+from pipelines.services import HOST, MODELS, SERVICES, Service, Site
 from pipelines.stack import StackError
 
 LISTEN = """
@@ -339,7 +339,7 @@ def test_the_whole_platform(home: Path, clean_environment: None) -> None:
     with stack.running(home):
         assert [row.state for row in stack.status(home)] == ["healthy"] * len(names)
         assert all(row.memory_bytes > 0 for row in stack.status(home))
-        assert stack.models(home) == {"onerec": False, "onerec-frozen": False}
+        assert {name: model.ready for name, model in stack.models(home).items()} == dict.fromkeys(MODELS, False)
         job = subprocess.run([sys.executable, "-c", RAY_JOB], capture_output=True, text=True, timeout=60, check=False)
         assert job.stdout.strip() == str(home), job.stderr[-2000:]
         assert listening(home, lambda address: not loopback(address)) == set()
