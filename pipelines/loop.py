@@ -49,9 +49,11 @@ def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
     progress = Progress()
     world = build_world(config, progress)
     storage = connect()
+    storage.ensure_bucket()
     if any(True for _ in storage.keys(f"{exposure_store.ROOT}/")):
         raise HomeInUse(
-            f"{settings().home} already holds exposures; a loop needs a home of its own, or its days would mix with them"
+            f"{settings().home} already holds exposures; a loop needs a home of its own, "
+            "or its days would mix with them"
         )
     current = settings()
     client = Client(current.server_url, current.collector_url, current.client_token.get_secret_value())

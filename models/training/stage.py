@@ -140,7 +140,7 @@ class Workshop(Generic[Config]):
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
     def skipped(self, batches: Batches) -> int:
-        """Steps of the oldest data left out when ``max_steps`` is fewer than the epochs hold: it ends with the newest."""
+        """Steps of the oldest data left out when ``max_steps`` is fewer than the epochs hold: the newest come last."""
         return len(batches) * self.config.epochs - self.steps(batches)
 
     def example(self, batch: Batch) -> Example:

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from models.onerec_v2 import OneRecV2, V2Config
 from models.training import pretrain as module
 from models.training.checkpoint import CHECKPOINT, WrongCheckpoint
+from models.training.data import RunData
 from models.training.loop import TrainingDiverged
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.stage import Job, Workshop, play_quantile
@@ -114,7 +116,30 @@ def test_engaged_weights_follow_play_time_and_positives_count_more(log, model_co
     shop = Workshop(job)
     positive = shop.data.positive()
     assert shop.weights[positive].min() > shop.weights[~positive].max()
-    assert shop.weights.min() >= 0.1
+    assert shop.weights.min() > 0
+    assert shop.weights.mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_watched_weights_follow_seconds_and_propensity_lifts_rare_items(log, model_config, tmp_path) -> None:
+    def weights(power: float) -> np.ndarray:
+        config = replace(CONFIG, exposure_weight="watched", propensity_power=power)
+        job = Job(
+            stage="pretrain",
+            data=log.folder,
+            catalogue=log.catalogue,
+            model=model_config,
+            config=config,
+            output=tmp_path,
+            init=None,
+        )
+        return Workshop(job).weights
+
+    data = RunData.load(log.folder)
+    plain, corrected = weights(0.0), weights(1.0)
+    seconds = np.clip(data.column("play_ms") / 1000, 0.2, 240)
+    assert np.corrcoef(plain, seconds)[0, 1] > 0.999
+    counts = pd.Series(data.column("item_id")).map(pd.Series(data.column("item_id")).value_counts()).to_numpy()
+    assert corrected / plain == pytest.approx((corrected / plain * (counts + 10))[0] / (counts + 10), rel=1e-3)
 
 
 def test_play_quantile_is_a_mid_rank_inside_its_duration_bucket() -> None:
