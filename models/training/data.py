@@ -26,12 +26,12 @@ from models.tokenizer.vocabulary import Catalogue
 
 TARGETS = 10
 DAY_MS = 86_400_000
-HOLDOUT_SHARE = 0.2
+HOLDOUT_SHARE = 0.4
 HOLDOUT_SEED = 0
 CHUNK = 8192
 OWN = "onerec"
 FOREIGN_REQUESTS = 30
-"""From so many held-out requests of other policies on, our own are left out of the evaluation."""
+"""From so many requests of other policies on, our own are not held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,20 @@ def newest_day(exposures: pa.Table) -> int:
 
 
 def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED) -> np.ndarray:
-    """bool [N]: exposures of requests that began in the last 24 hours, of the users a hash chooses."""
+    """bool [N]: exposures of requests that began in the last 24 hours, of the users a hash chooses.
+
+    Only requests that another policy than ours answered, when there are enough: on what it chose itself a model looks
+    better than any other, and the model in production better than its successor.
+    """
     if not 0 <= users_share <= 1:
         raise ValueError(f"users_share is {users_share}; it must lie in [0, 1]")
     grouped = requests(exposures)
     users, names = pd.factorize(grouped.user_ids)
     chosen = np.array([_hash(name, seed) < users_share for name in names], bool)
     held = chosen[users] & (grouped.times_ms >= newest_day(exposures)) if len(names) else np.empty(0, bool)
+    source = exposures.column("source").to_pandas().to_numpy()[grouped.rows[grouped.offsets[:-1]]]
+    foreign = held & (source != OWN)
+    held = foreign if foreign.sum() >= FOREIGN_REQUESTS else held
     mask = np.zeros(exposures.num_rows, bool)
     mask[grouped.rows] = np.repeat(held, np.diff(grouped.offsets))
     return mask
@@ -123,17 +130,10 @@ class RunData:
         return self.exposures.filter(pa.array(self.times_ms < newest_day(self.exposures)))
 
     def holdout(self, catalogue: Catalogue, limits: Limits | None = None) -> Holdout:
-        """The held-out requests, ready to be evaluated.
-
-        Only those that another policy answered, when there are enough: on what it chose itself a model looks better
-        than any other, and the model in production better than its successor.
-        """
+        """The held-out requests, ready to be evaluated."""
         contexts = Contexts(self, catalogue, limits or Limits())
         grouped = contexts.requests
-        first = grouped.rows[grouped.offsets[contexts.trainable]]
-        foreign = self.held_out[first] & (self.column("source")[first] != OWN)
-        enough = foreign.sum() >= FOREIGN_REQUESTS
-        chosen = contexts.trainable[foreign if enough else self.held_out[first]]
+        chosen = contexts.trainable[self.held_out[grouped.rows[grouped.offsets[contexts.trainable]]]]
         items, positive = self.column("item_id"), self.positive()
         rows = [grouped.rows_of(request) for request in chosen]
         seen = self._seen(grouped.user_ids[chosen], grouped.times_ms[chosen])
