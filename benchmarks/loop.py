@@ -21,7 +21,7 @@ from pipelines.result import stay_of
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="four days with 600 users, one seed")] = False,
+    quick: Annotated[bool, typer.Option(help="four days, one seed")] = False,
     days: Annotated[int, typer.Option(help="simulated days")] = 7,
     users: Annotated[int, typer.Option(help="users in the world")] = 900,
     seeds: Annotated[int, typer.Option(help="how many worlds to play")] = 3,
@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Plays the loop and prints what each arm achieved."""
     if quick:
-        days, users, seeds = 4, 600, 1
+        days, users, seeds = 4, 900, 1
     folder = output or Path(tempfile.mkdtemp(prefix="onerec-bench-"))
     results = []
     for seed in range(seeds):

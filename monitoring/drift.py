@@ -41,7 +41,7 @@ class Column:
 
 
 COLUMNS = (
-    Column(name="play_ratio", method="psi", threshold=0.10),
+    Column(name="play_ratio", method="psi", threshold=0.03),
     Column(name="long_view", method="psi", threshold=0.02),
     Column(name="engaged_tag", method="jensenshannon", threshold=0.15, categorical=True),
     Column(name="duration_s", method="psi", threshold=0.20),

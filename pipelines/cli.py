@@ -60,8 +60,9 @@ def check_recipe(preset: str, overrides: str) -> None:
 
     try:
         recipe(preset, overrides)
-    except (ValueError, TypeError) as error:
-        fail(str(error), "such as --overrides '{\"pretrain.epochs\": 2}'", code=2)
+    except (ValueError, TypeError, AttributeError) as error:
+        said = str(error) if isinstance(error, ValueError) else f"overrides {overrides} do not fit the recipe: {error}"
+        fail(said, "such as --preset tiny --overrides '{\"pretrain.epochs\": 2}'", code=2)
 
 
 def check_policy(policy: str) -> None:

@@ -15,7 +15,7 @@ from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_
 def loop(
     days: Annotated[int, typer.Option(help="Simulated days.", min=1)] = 4,
     data: Annotated[Path | None, typer.Option(help="Folder of real logs; default: the simulator.")] = None,
-    users: Annotated[int, typer.Option(help="People who use the app.", min=6)] = 600,
+    users: Annotated[int, typer.Option(help="People who use the app.", min=6)] = 900,
     drift_day: Annotated[int, typer.Option(help="Day on which tastes change.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the world and of all training.")] = 0,
     policy: Annotated[str, typer.Option(help="When to retrain: nightly or on_drift.")] = "nightly",

@@ -80,7 +80,7 @@ def _ready(status: dict[str, Any], model: str) -> str:
     if model not in known:
         fail(f"the server has no model {model!r}", f"give --model one of {', '.join(known)}", code=2)
     if not known[model]["ready"]:
-        hint = "train first: `onerec train`; or choose a version: `onerec bundles list`, then `onerec promote VERSION`"
+        hint = "choose a version: `onerec bundles list`, `onerec promote VERSION`; when there is none: `onerec train`"
         fail(f"model {model} is not ready: {known[model]['reason']}", hint)
     return str(known[model]["version"])
 

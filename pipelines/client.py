@@ -22,7 +22,9 @@ STATUS_S = 5.0
 class ServiceFailed(RuntimeError):
     """A service answered with an error or not at all; the message names it and what it said, ``hint`` what to do."""
 
-    hint = "`onerec status` shows which service is ill, `onerec logs SERVICE` why; `onerec up` starts what is dead"
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint or "`onerec status` shows which service is ill, `onerec logs SERVICE` why; then `onerec up`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,8 @@ class Client:
                 time.sleep(float(response.headers.get("Retry-After", 0.5)))
                 continue
             if response.is_error:
-                raise ServiceFailed(f"{url} answered {response.status_code}: {_said(response)}")
+                hint = "" if response.is_server_error else "the service is well: mend what it was asked"
+                raise ServiceFailed(f"{url} answered {response.status_code}: {_said(response)}", hint)
             answer: dict[str, Any] = response.json()
             return answer
         raise ServiceFailed(f"{url} stayed overloaded")
