@@ -155,10 +155,10 @@ def assemble(source: Path, folder: Path) -> Bundle:
 
 
 def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[str, Any]:
-    """Evaluates on the requests held out from training; baselines are fitted on everything before the newest day."""
+    """Evaluates on the requests held out from training; baselines are fitted on all that the candidate may learn from."""
     holdout = data.holdout(candidate.catalogue)
-    known = data.before_newest_day()
-    counts = Counter(known["item_id"].to_pylist())
+    known = data.exposures.filter(pa.array(~data.held_out))
+    counts = Counter(data.before_newest_day()["item_id"].to_pylist())
     now_ms = int(holdout.times_ms.max()) if len(holdout) else 0
     rivals = (
         ("popularity", Popularity.fit(known, data.items, now_ms=now_ms)),
