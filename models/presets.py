@@ -63,7 +63,7 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
     chosen = Recipe(
         preset=name,
         tokenizer=TokenizerConfig(),
-        pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=4000, **WEIGHTS),
+        pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=3000, **WEIGHTS),
         incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=600, **WEIGHTS),
         align=AlignConfig(epochs=1, max_steps=400, **WEIGHTS),
     )

@@ -155,7 +155,7 @@ def assemble(source: Path, folder: Path) -> Bundle:
 
 
 def judge(data: RunData, candidate: Bundle, production: Bundle | None) -> dict[str, Any]:
-    """Evaluates on the requests held out from training; baselines are fitted on all that the candidate may learn from."""
+    """Evaluates on the requests held out from training; baselines learn from what the candidate may."""
     holdout = data.holdout(candidate.catalogue)
     known = data.exposures.filter(pa.array(~data.held_out))
     counts = Counter(data.before_newest_day()["item_id"].to_pylist())
