@@ -55,6 +55,8 @@ def record(result: dict[str, Any]) -> dict[str, Any]:
         "onerec_over_frozen": over_frozen["mean"],
         "onerec_over_frozen_low": over_frozen["low"],
         "onerec_over_frozen_high": over_frozen["high"],
+        "onerec_over_frozen_adjusted": result["comparisons"]["onerec_over_frozen_adjusted"]["mean"],
+        "onerec_over_frozen_adjusted_low": result["comparisons"]["onerec_over_frozen_adjusted"]["low"],
         "onerec_over_cascade": over_cascade["mean"],
         "onerec_over_cascade_low": over_cascade["low"],
         "days": result["days"],

@@ -62,6 +62,29 @@ def paired_difference(
     return bootstrap_mean(pairs, samples=samples, seed=seed)
 
 
+def adjusted_difference(
+    assignment: Assignment,
+    measure: Mapping[str, float],
+    baseline: Mapping[str, float],
+    arm: str,
+    rival: str,
+    *,
+    samples: int = 4000,
+    seed: int = 0,
+) -> Interval:
+    """``paired_difference`` less what ``baseline`` predicts of it (CUPED; Deng et al., WSDM 2013).
+
+    ``baseline`` is the same measure from a time when both arms were treated alike, so that its expected difference is
+    0 and whatever difference it shows is the luck of the draw.
+    """
+    pairs, luck = (
+        np.array([values.get(block[arm], 0.0) - values.get(block[rival], 0.0) for block in assignment.blocks])
+        for values in (measure, baseline)
+    )
+    slope = float(np.cov(pairs, luck)[0, 1] / luck.var(ddof=1)) if len(luck) > 1 and luck.var() > 0 else 0.0
+    return bootstrap_mean(pairs - slope * luck, samples=samples, seed=seed)
+
+
 def bootstrap_mean(values: np.ndarray, *, samples: int = 4000, seed: int = 0) -> Interval:
     """Mean of ``values`` with a 95 % percentile bootstrap interval; NaN bounds when there are none."""
     if len(values) == 0:

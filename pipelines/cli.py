@@ -80,6 +80,9 @@ class CleanErrors(TyperGroup):
             return super().invoke(ctx)
         except typer.Abort:
             raise
+        except KeyboardInterrupt:  # what was started is torn down by now
+            err.print("interrupted")
+            raise typer.Exit(130) from None
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None

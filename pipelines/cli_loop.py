@@ -85,7 +85,12 @@ def _summary(result: dict[str, Any]) -> None:
             f"{daily[-1]['lt7']:.2f}",
         )
     out.print(table)
-    for name, label in (("onerec_over_frozen", "frozen"), ("onerec_over_cascade", "cascade")):
+    rivals = (
+        ("onerec_over_frozen", "frozen"),
+        ("onerec_over_frozen_adjusted", "frozen, adjusted for day 0"),
+        ("onerec_over_cascade", "cascade"),
+    )
+    for name, label in rivals:
         c = result["comparisons"][name]
         out.print(
             f"retrained OneRec over {label}, days {result['compared_days']}: {c['mean']:+.3f} minutes, "

@@ -183,14 +183,21 @@ def _new_id(kind: str) -> str:
 def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> None:
     from features.runs import Run
     from features.storage import connect
+    from pipelines.local import PipelineFailed
     from pipelines.local import run as run_pipeline
     from pipelines.progress import Progress
     from pipelines.result import describe_run
 
     run_id = arguments["run_id"]
     log = home / "logs" / f"{run_id}.log"
-    with Progress().step(f"{pipeline} {run_id}") as step:
-        run_pipeline(pipeline, arguments, log, step.note)
+    try:
+        with Progress().step(f"{pipeline} {run_id}") as step:
+            run_pipeline(pipeline, arguments, log, step.note)
+    except PipelineFailed as error:
+        fail(
+            str(error),
+            f"nothing was published; once mended, the same command with --run-id {run_id} goes on from there",
+        )
     described: dict[str, Any] = {k: v for k, v in describe_run(Run(connect(), run_id)).items() if k != "curves"}
     if json_:
         emit(described)

@@ -17,7 +17,7 @@ from features.intake import exposures as exposure_store
 from features.runs import Run
 from features.storage import Storage
 from features.world.world import World
-from monitoring.experiment import Assignment, Interval, bootstrap_mean, paired_difference
+from monitoring.experiment import Assignment, Interval, adjusted_difference, bootstrap_mean, paired_difference
 from monitoring.report import INTERACTIONS
 from pipelines.arms import ARMS, Arm
 from pipelines.client import Client
@@ -165,6 +165,10 @@ def summarise(loop: Loop, assignment: Assignment) -> dict[str, Any]:
     comparisons = {
         "onerec_over_frozen": asdict(_compare(loop, assignment, "frozen", after)),
         "onerec_over_cascade": asdict(_compare(loop, assignment, "cascade", after)),
+        # Day 0 is an A/A test of these two: one model serves both until the first night.
+        "onerec_over_frozen_adjusted": asdict(
+            adjusted_difference(assignment, _stay(loop, after), _stay(loop, [0]), "onerec", "frozen")
+        ),
     }
     drifting = [d for d in loop.daily if d["drifts"]]
     detected = [d["day"] for d in loop.daily if d["drift"].get("verdict") == "drift"]
@@ -194,12 +198,17 @@ def summarise(loop: Loop, assignment: Assignment) -> dict[str, Any]:
 
 def _compare(loop: Loop, assignment: Assignment, rival: str, days: list[int]) -> Interval:
     """Paired difference of minutes a user a day over ``days``."""
+    return paired_difference(assignment, _stay(loop, days), "onerec", rival)
+
+
+def _stay(loop: Loop, days: list[int]) -> dict[str, float]:
+    """user id -> minutes a day over ``days``; who never came is absent."""
     stay: dict[str, float] = {}
     for day in days:
-        for arm in ("onerec", rival):
+        for arm in ARMS:
             for user, minutes in loop.records[day].stay_minutes(arm).items():
                 stay[user] = stay.get(user, 0.0) + minutes / len(days)
-    return paired_difference(assignment, stay, "onerec", rival)
+    return stay
 
 
 def hardware() -> str:

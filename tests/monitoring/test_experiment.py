@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from monitoring.experiment import assign, bootstrap_mean, paired_difference
+from monitoring.experiment import adjusted_difference, assign, bootstrap_mean, paired_difference
 
 ARMS = ("a", "b", "c")
 
@@ -57,3 +57,24 @@ def test_no_values_give_nan_bounds() -> None:
     interval = bootstrap_mean(np.array([]))
     assert np.isnan(interval.low)
     assert interval.pairs == 0
+
+
+def test_adjusting_removes_the_luck_of_the_draw_and_keeps_the_effect() -> None:
+    assignment = assign(people(300), ARMS, "s")
+    rng = np.random.default_rng(0)
+    habit = {user: float(rng.normal(10, 3)) for user in assignment.arm_of()}
+    before = {user: value + float(rng.normal(0, 1)) for user, value in habit.items()}
+    after = {user: value + float(rng.normal(0, 1)) for user, value in habit.items()}
+    for block in assignment.blocks:
+        after[block["a"]] += 0.5
+    plain = paired_difference(assignment, after, "a", "b")
+    adjusted = adjusted_difference(assignment, after, before, "a", "b")
+    assert adjusted.high - adjusted.low < 0.6 * (plain.high - plain.low)
+    assert adjusted.low < 0.5 < adjusted.high
+
+
+def test_a_constant_baseline_changes_nothing() -> None:
+    assignment = assign(people(30), ARMS, "s")
+    measure = {user: float(i) for i, user in enumerate(assignment.arm_of())}
+    same = dict.fromkeys(measure, 1.0)
+    assert adjusted_difference(assignment, measure, same, "a", "b") == paired_difference(assignment, measure, "a", "b")
