@@ -63,7 +63,8 @@ def describe(
     shown = [item for ranking in top for item in ranking]
     known = set(catalogue.item_ids)
     metrics["illegal_items"] = float(sum(item not in known for item in shown))
-    metrics["coverage"] = len(set(shown)) / max(len(catalogue), 1)
+    # Of as many different items as the lists could hold: a few requests cannot cover a large catalogue.
+    metrics["coverage"] = len(set(shown)) / max(min(len(catalogue), len(shown)), 1)
     metrics["cold_start_share"] = (
         float(np.mean([exposures_of.get(i, 0) < COLD_EXPOSURES for i in shown])) if shown else 0.0
     )

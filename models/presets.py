@@ -64,8 +64,8 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
         preset=name,
         tokenizer=TokenizerConfig(),
         pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=3000, **WEIGHTS),
-        incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=600, **WEIGHTS),
-        align=AlignConfig(epochs=1, max_steps=400, **WEIGHTS),
+        incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=400, **WEIGHTS),
+        align=AlignConfig(epochs=1, max_steps=300, **WEIGHTS),
     )
     try:
         given: dict[str, Any] = json.loads(overrides)

@@ -116,7 +116,7 @@ def test_describe_counts_what_the_top_ten_show() -> None:
     assert metrics["recall@50"] == pytest.approx((1 + 1 / 2) / 2)
     assert metrics["recall@50_low"] <= metrics["recall@50"] <= metrics["recall@50_high"]
     assert metrics["illegal_items"] == 1
-    assert metrics["coverage"] == (10 + 1 + 2) / 40  # "gone" is shown and counts; "i39" stands on place 11
+    assert metrics["coverage"] == (10 + 1 + 2) / 14  # of 14 places; "gone" is shown and counts, "i39" is on place 11
     warm = 4  # i0 twice, i2, gone
     assert metrics["cold_start_share"] == pytest.approx((14 - warm) / 14)
     assert metrics["density"] == pytest.approx((1 + 0) / 2)

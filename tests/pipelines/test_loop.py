@@ -1,0 +1,70 @@
+"""One day of the whole loop on real servers: users, events, features, pipelines, gate, swap, drift, report."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import psutil
+import pyarrow.compute as pc
+import pytest
+
+from features.intake import exposures as exposure_store
+from features.storage import connect
+from features.world.simulator import Simulator, SimulatorConfig
+from models.bundle import list_versions, read_alias, read_manifest
+from pipelines import loop, processes, stack
+from pipelines.loop import LoopConfig, run_loop
+
+# 300 items among 512 semantic ids: a short training suffices for the gate to bless.
+OVERRIDES = {"pretrain.epochs": 1, "pretrain.batch_requests": 16, "incremental.epochs": 1, "tokenizer.codes": 8}
+
+
+def left(home: Path) -> list[psutil.Process]:
+    """Live processes that were started for ``home``, this one apart."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            values = process.environ()
+        except psutil.Error:
+            continue
+        ours = values.get("ONEREC_HOME") == str(home) or values.get(processes.MARKER, "").endswith(f"@{home}")
+        if ours and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Simulator(SimulatorConfig(users=60, items=300, history_days=3, drift_day=1))
+    monkeypatch.setattr(loop, "build_world", lambda config, progress: world)
+    home, output = (tmp_path / "home").resolve(), tmp_path / "out"
+    with stack.running(home):
+        result = run_loop(LoopConfig(days=1, users=60, drift_day=1, overrides=json.dumps(OVERRIDES)), output)
+        ports = [port for entry in stack.entries(home).values() for port in entry.ports.values()]
+        version, storage = read_alias(connect(), "production"), connect()
+        assert version in list_versions(storage)
+        assert version is not None
+        assert stack.models(home)["onerec"].version == version
+        first = next(run["version"] for run in result["runs"] if run["label"] == "initial")
+        assert stack.models(home)["onerec-frozen"].version == read_alias(storage, "frozen") == first
+        assert version == first or read_manifest(storage, version)["parents"] == [first]
+        stored = exposure_store.read(storage, world.start(), world.start().replace(year=2100))
+
+    totals = result["totals"]
+    assert totals["impressions_acked"] == totals["exposures_stored"] == stored.num_rows > 0
+    assert totals["illegal_items_served"] == 0
+    assert totals["served_versions"] >= 1
+    assert {"stable", "drift", "insufficient data"}.issuperset(totals["drift_verdicts"].values())
+    assert list(totals["drift_verdicts"]) == ["0"]
+    onerec = stored.filter(pc.equal(stored["source"], "onerec")).to_pylist()
+    assert onerec
+    assert all(row["model_version"] == first and row["sid"] and row["log_probs"] for row in onerec)
+
+    assert json.loads((output / "loop.json").read_text())["totals"]["illegal_items_served"] == 0
+    report = (output / "report.html").read_text()
+    assert first in report
+    assert not re.findall(r"<(?:script|img|iframe)[^>]+src=[\"']?(?!data:)|<link[^>]+href=[\"']?(?!data:)", report)
+
+    assert stack.entries(home) == {}
+    assert left(home) == []
+    assert [port for port in ports if not processes.is_free(port)] == []
