@@ -68,9 +68,11 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
         align=AlignConfig(epochs=1, max_steps=300, **WEIGHTS),
     )
     try:
-        given: dict[str, Any] = json.loads(overrides)
+        given: Any = json.loads(overrides)
     except json.JSONDecodeError as error:
         raise ValueError(f"overrides {overrides!r} are not a JSON object ({error})") from error
+    if not isinstance(given, dict):
+        raise ValueError(f'overrides are {overrides!r}; expected a JSON object such as {{"pretrain.epochs": 2}}')
     for path, value in given.items():
         chosen = _override(chosen, path, value)
     return chosen
@@ -86,5 +88,8 @@ def _override(chosen: Recipe, path: str, value: Any) -> Recipe:
     if name not in known.get(part, ()) or (not part and name in (*parts, "preset")):
         names = sorted(f"{p}.{field}" for p in known if p for field in known[p])
         raise ValueError(f"the recipe has no field {path!r}; it has dropout, {', '.join(names)}")
-    changed: Any = replace(parts[part], **{name: value})
+    try:
+        changed: Any = replace(parts[part], **{name: value})
+    except TypeError as error:
+        raise ValueError(f"recipe field {path!r} cannot be {value!r}: {error}") from error
     return replace(chosen, **{part: changed}) if part else changed

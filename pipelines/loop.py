@@ -42,6 +42,12 @@ class HomeInUse(RuntimeError):
     hint = "give --fresh to remove that data and begin anew, or another folder with --home"
 
 
+class NoFirstModel(RuntimeError):
+    """The gate refused the first model: there is nothing to serve."""
+
+    hint = "give a longer log or more users, or train longer: --overrides '{\"pretrain.epochs\": 10}'"
+
+
 def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
     """Plays the whole loop against the running stack; returns the result and writes JSON and report to ``output``."""
     if config.days < 1:
@@ -97,7 +103,7 @@ def _begin(loop: Loop) -> Assignment:
     version = read_alias(loop.storage, "production")
     if version is None:
         reasons = "; ".join(loop.runs[-1]["reasons"])
-        raise RuntimeError(f"the first model was not blessed ({reasons}); the loop cannot start without one")
+        raise NoFirstModel(f"the first model was not blessed ({reasons}); the loop cannot start without one")
     set_alias(loop.storage, "frozen", version)
     for model in MODELS.values():
         loop.client.wait_for_version(model, version)
