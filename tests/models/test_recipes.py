@@ -1,0 +1,37 @@
+import pytest
+
+from models.presets import PRESETS, preset, recipe
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_overrides_change_what_they_name_and_nothing_else(name: str) -> None:
+    plain, changed = recipe(name), recipe(name, '{"pretrain.epochs": 9, "dropout": 0.25}')
+    assert (changed.pretrain.epochs, changed.dropout) == (9, 0.25)
+    assert changed.align == plain.align
+    assert changed.incremental == plain.incremental
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("[1]", "expected a JSON object"),
+        ("nope", "not a JSON object"),
+        ('{"pretrain.epoch": 1}', "no field 'pretrain.epoch'"),
+        ('{"preset": "small"}', "no field 'preset'"),
+        ('{"pretrain.epochs": "many"}', "cannot be 'many'"),
+        ('{"align.drop_sessions": 2}', "drop_sessions"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_what_was_given(overrides: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        recipe("tiny", overrides)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="tiny, small"):
+        preset("huge", codes=64)
+
+
+def test_the_model_is_as_wide_as_the_codebooks_it_starts_from() -> None:
+    for name in PRESETS:
+        assert preset(name, codes=64).embed == recipe(name).tokenizer.dim
