@@ -7,7 +7,9 @@ storage. Left out: elastic scaling.
 """
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,9 +84,21 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupts():
+            trainer.fit()
     except TrainingFailedError as error:
         _raise_cause(error, name)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Gives Ctrl-C back to whoever handled it: Ray Train leaves its own handler behind."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _worker(config: dict[str, Any]) -> None:

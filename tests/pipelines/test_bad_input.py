@@ -132,7 +132,7 @@ def test_nothing_of_a_one_user_log_is_stored(environment: Settings, tmp_path: Pa
     ("arguments", "words"),
     [
         (("loop", "--overrides", "{x"), "overrides '{x' are not a JSON object"),
-        (("loop", "--overrides", "[1]"), "overrides [1] do not fit the recipe"),
+        (("loop", "--overrides", "[1]"), "expected a JSON object"),
         (("loop", "--overrides", '{"pretrain.epoch": 1}'), "pretrain.epochs"),
         (("loop", "--policy", "sometimes"), "policy 'sometimes' is unknown"),
         (("train", "--start", "soon"), "--start 'soon' is not a time"),
