@@ -61,7 +61,7 @@ format: install ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format $(SOURCES)
 
 bench: install ## Run every benchmark in its quick form
-	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	@for file in $$(grep -l __main__ benchmarks/[a-z]*.py); do name=$$(basename $$file .py); \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean: ## Stop the local services; remove .venv, caches and .onerec with all its data
