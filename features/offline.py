@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from features.histories.context import STATIC_FIELDS, hash_static
-from features.histories.lifelong import LIST_TYPES, WINDOW_ROWS
+from features.histories.lifelong import LIST_TYPES, WINDOW_ROWS, events_of_lists
 from features.online import reporting
 from features.repository import feast_home, open_store, redis_client
 from features.schema import TIME
@@ -33,6 +33,10 @@ SNAPSHOTS = {
     "lifelong": WINDOW_ROWS,
 }
 WRITE_ROWS = 2_000
+
+
+class FutureLeak(ValueError):
+    """A snapshot tells of events that had not happened at the time it is asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def point_in_time(
 ) -> PointInTime:
     """Static and lifelong features of N (user, time) pairs as they stood at each time, TTL applied.
 
-    Raises FileNotFoundError when the snapshots were never written.
+    Raises FileNotFoundError when the snapshots were never written, FutureLeak when one tells of what was still to come.
     """
     times_ms, home = np.asarray(times_ms, np.int64), (home or feast_home(config)).absolute()
     if not (home / "registry.db").exists() or not (home / "lifelong.parquet").exists():
@@ -98,8 +102,22 @@ def point_in_time(
         raise RuntimeError(f"the off-line store returned {table.num_rows} rows for {len(times_ms)} entity rows")
     table = table.sort_by("row").combine_chunks()
     assert np.array_equal(table.column("row").to_numpy(), np.arange(len(times_ms))), "entity rows were exchanged"
-    lifelong = {name: _filled(table.column(name), kind) for name, kind in LIST_TYPES.items()}
-    return PointInTime(static=_static_matrix(table.column("static")), lifelong=pa.table(lifelong))
+    lifelong = pa.table({name: _filled(table.column(name), kind) for name, kind in LIST_TYPES.items()})
+    _check_leak(lifelong, np.asarray(user_ids, object), times_ms)
+    return PointInTime(static=_static_matrix(table.column("static")), lifelong=lifelong)
+
+
+def _check_leak(lifelong: pa.Table, user_ids: np.ndarray, times_ms: np.ndarray) -> None:
+    events, counts = events_of_lists(lifelong)
+    row = np.repeat(np.arange(len(counts)), counts)
+    late = np.flatnonzero(events.times >= times_ms[row])
+    if len(late):
+        first = late[0]
+        raise FutureLeak(
+            f"the lifelong snapshot tells {len(late)} events at or after the time it is asked about, first user "
+            f"{user_ids[row[first]]!r} at {times_ms[row[first]]} of an event at {events.times[first]} (ms); "
+            "its rows have wrong timestamps: build it anew from the log (`onerec ingest`, or the next training)"
+        )
 
 
 def materialize(home: Path | None = None, config: Settings | None = None, now_ms: int | None = None) -> dict[str, int]:

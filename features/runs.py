@@ -17,8 +17,8 @@ from typing import Any
 
 from features.storage import ObjectMissing, Storage
 
-UNHASHED = ("metrics.json", "metrics.jsonl")
-"""Files that hold timings: reported, but not part of a stage's content."""
+UNHASHED = ("metrics.json", "metrics.jsonl", "events.out.tfevents")
+"""Names, up to what TensorBoard appends, of files that hold timings: reported, but not part of a stage's content."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,14 @@ def _short(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def _timed(path: Path) -> bool:
+    return path.name in UNHASHED or path.name.startswith(UNHASHED[-1])
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over names and contents below ``folder``, without the files that hold timings."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in UNHASHED):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _timed(p)):
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

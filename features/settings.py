@@ -29,7 +29,13 @@ class Settings(BaseSettings):
     server_token: SecretStr = SecretStr("")
     server_url: str = "http://127.0.0.1:8080"
     ray_address: str = ""
+    late_hours: float = 24
+    """How much later than its impression feedback may happen and still be joined."""
+    retention_days: float = 90
+    """How long events and exposures are kept."""
     evidently_url: str = ""
+    pathways: str = "tiny"
+    """How many events the pathways keep: a name of ``features.histories.windows.LENGTHS``, or three numbers."""
 
 
 @cache

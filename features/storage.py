@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ class Storage:
                 response.close()
                 response.release_conn()
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """``length`` bytes under ``key`` from ``offset`` on; raises ObjectMissing."""
+        with self._reporting(key):
+            response = self.client.get_object(self.bucket, key, offset=offset, length=length)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
+
     def put_json(self, key: str, value: Any) -> str:
         """Writes ``value`` as readable JSON; returns its sha256."""
         return self.put(key, json.dumps(value, indent=1, sort_keys=True, default=str).encode(), "application/json")
@@ -68,6 +79,16 @@ class Storage:
     def get_table(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """The Parquet table under ``key``; raises ObjectMissing."""
         return pq.read_table(pa.BufferReader(self.get(key)), columns=columns)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Uploads the file at ``path``, in parts when it is large; it is never read into memory whole."""
+        with self._reporting(key):
+            self.client.fput_object(self.bucket, key, str(path))
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Downloads the object to ``path``; raises ObjectMissing."""
+        with self._reporting(key):
+            self.client.fget_object(self.bucket, key, str(path))
 
     def put_folder(self, prefix: str, folder: Path) -> None:
         """Uploads every file below ``folder`` under ``prefix/``."""
@@ -90,6 +111,12 @@ class Storage:
         with self._reporting(prefix):
             listed = [o.object_name for o in self.client.list_objects(self.bucket, prefix=prefix, recursive=True)]
         return iter(sorted(name for name in listed if name is not None))
+
+    def objects(self, prefix: str) -> list[tuple[str, int, datetime]]:
+        """Key, bytes and time of the last change of every object whose key begins with ``prefix``, by key."""
+        with self._reporting(prefix):
+            listed = list(self.client.list_objects(self.bucket, prefix=prefix, recursive=True))
+        return sorted((str(o.object_name), int(o.size or 0), o.last_modified) for o in listed if o.last_modified)
 
     def exists(self, key: str) -> bool:
         """Whether an object has this key."""

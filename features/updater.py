@@ -1,18 +1,19 @@
 """The on-line updater: folds new impressions and feedback into users' windows and pushes them to the feature store.
 
-It reads the windows a user has, folds the batch in with the same ``merge`` that training uses, and writes them back, so
-only one updater may own a user (read-modify-write). It keeps no windows between batches: a restart loses nothing but
-the pairing memory below. Batches may repeat, overlap and come in any order: the fold is idempotent and commutative.
+It reads the windows a user has, folds the batch in with the same ``merge`` that training uses, and writes them back;
+users are partitioned and a partition has one writer at a time (``features.ownership``), whoever else is at work. It
+keeps no windows between batches: a restart loses nothing but the pairing memory below. Batches may repeat, overlap and
+come in any order: the fold is idempotent and commutative.
 
 Feast's Redis store skips a row whose timestamp is not newer than the stored one, but late feedback changes a window
 without a newer event: pushes carry max(newest event, last pushed timestamp + 1 ms), strictly increasing per user.
 
-Left out: sharding users over several updaters; feedback that comes after its impression has left both the windows and
-the pairing memory (counted as unpaired; ``seed_windows`` from the log repairs it).
+Left out: feedback that comes after its impression has left both the windows and the pairing memory (counted as
+unpaired; ``seed_windows`` from the log repairs it).
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ from features.histories.windows import (
     positives,
 )
 from features.online import OnlineFeatures, UserFeatures
+from features.ownership import owning, partition_of
 from features.schema import label_bits
 
 EVENTS = Counter("onerec_updater_events_total", "Events folded into the on-line windows.", ["kind"])
@@ -50,7 +52,7 @@ Event = tuple[str, int, int, int, int]
 
 
 class Updater:
-    """Applies batches of events in the order they come; owned by one thread.
+    """Applies batches of events in the order they come; owned by one thread. Several may share the work or repeat it.
 
     ``memory`` bounds how many recent events are remembered to pair feedback with impressions across batches.
     """
@@ -77,6 +79,11 @@ class Updater:
             LAG.observe(max(time.time() - accepted_at, 0.0))
         return pushed
 
+    def remember(self, impressions: pa.Table, feedback: pa.Table) -> None:
+        """Restores the pairing memory after a restart from events that were applied before; pushes nothing."""
+        for user, window in zip(*_by_user(*_rows(impressions, feedback)), strict=True):
+            self._pair(user, window)
+
     def _pair(self, user_id: str, events: Window) -> Window:
         """``events`` merged with what is remembered of the same exposures; remembers the result."""
         keys = [(user_id, int(event)) for event in events.ids]
@@ -95,25 +102,37 @@ class Updater:
 def update_windows(online: OnlineFeatures, user_ids: Sequence[str], events: Sequence[Window], limits: Limits) -> int:
     """Folds each user's ``events`` into the windows on-line; returns how many users changed and were pushed.
 
-    Raises FeaturesUnavailable. Must not run beside an Updater on the same users.
+    Raises FeaturesUnavailable; what was pushed by then stays, and the whole may be repeated.
     """
+    owned: dict[int, list[int]] = defaultdict(list)
+    for row, user in enumerate(user_ids):
+        owned[partition_of(user)].append(row)
     pushed = 0
-    for start in range(0, len(user_ids), CHUNK):
-        users = user_ids[start : start + CHUNK]
-        # at time 0 nothing has expired: whether an old window still counts is for the reader to judge
-        current = online.read(users, now_ms=0)
-        folded = [fold_user(*pair, limits) for pair in zip(current, events[start : start + CHUNK], strict=True)]
-        changed = [row for row, pair in enumerate(folded) if pair != _windows(current[row])]
-        if changed:
-            online.push_windows(
-                [users[row] for row in changed],
-                [folded[row][0] for row in changed],
-                [folded[row][1] for row in changed],
-                np.array([_push_time(current[row], folded[row][0]) for row in changed], np.int64),
-            )
-        pushed += len(changed)
-    PUSHED.inc(pushed)
+    for partition, rows in sorted(owned.items()):
+        for start in range(0, len(rows), CHUNK):
+            chosen = rows[start : start + CHUNK]
+            with owning(online, partition):
+                pushed += _update_owned(
+                    online, [user_ids[row] for row in chosen], [events[row] for row in chosen], limits
+                )
     return pushed
+
+
+def _update_owned(online: OnlineFeatures, users: list[str], events: list[Window], limits: Limits) -> int:
+    """Read, fold, write; the caller owns the users' partition."""
+    # at time 0 nothing has expired: whether an old window still counts is for the reader to judge
+    current = online.read(users, now_ms=0)
+    folded = [fold_user(*pair, limits) for pair in zip(current, events, strict=True)]
+    changed = [row for row, pair in enumerate(folded) if pair != _windows(current[row])]
+    if changed:
+        online.push_windows(
+            [users[row] for row in changed],
+            [folded[row][0] for row in changed],
+            [folded[row][1] for row in changed],
+            np.array([_push_time(current[row], folded[row][0]) for row in changed], np.int64),
+        )
+    PUSHED.inc(len(changed))
+    return len(changed)
 
 
 def fold_user(current: UserFeatures, events: Window, limits: Limits) -> tuple[Window, Window]:

@@ -4,7 +4,7 @@
 last: without it the bundle does not exist for any reader. The version names the data's time and the content's
 digest; ``metrics.json`` is verified like the others but is not part of the digest, so equal content keeps its
 name. ``models/onerec/aliases/<alias>.json`` is the one mutable object, written by one writer. safetensors,
-Parquet and JSON only: nothing in a bundle is ever executed. Left out: deltas of the catalogue between bundles.
+Parquet and JSON only: nothing in a bundle is ever executed. What changes between bundles is in ``models.deltas``.
 """
 
 import hashlib
@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from features.histories.windows import Limits
 from features.storage import ObjectMissing, Storage
+from models.architectures import build, to_json
 from models.decoding.trie import Trie
-from models.onerec_v2 import OneRecV2, V2Config
+from models.generator import Generator
 from models.tokenizer.tokenizer import Tokenizer
 from models.tokenizer.vocabulary import Catalogue
 
@@ -217,12 +218,14 @@ class Bundle:
     """A bundle in memory, ready to recommend from."""
 
     version: str
-    model: OneRecV2
+    model: Generator
     tokenizer: Tokenizer
     catalogue: Catalogue
     trie: Trie
     limits: Limits
     metrics: dict[str, Any]
+    blocked: frozenset[str] = frozenset()
+    """Items that are taken down: the model may name them, nobody may see them (models.deltas)."""
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "Bundle":
@@ -244,7 +247,7 @@ class Bundle:
     @classmethod
     def _read(cls, folder: Path, version: str, device: str) -> "Bundle":
         config = json.loads((folder / "config.json").read_text())
-        model = OneRecV2(V2Config(**config["model"]))
+        model = build(config["architecture"], config["model"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         catalogue = Catalogue.from_tables(
             pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet")
@@ -268,7 +271,7 @@ class Bundle:
 def save(
     folder: Path,
     *,
-    model: OneRecV2,
+    model: Generator,
     tokenizer: Tokenizer,
     catalogue: Catalogue,
     limits: Limits,
@@ -276,7 +279,7 @@ def save(
 ) -> Path:
     """Writes the parts as a bundle folder that ``publish`` and ``Bundle.load`` accept; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architecture": "onerec_v2", "model": asdict(model.config), "limits": asdict(limits)}
+    config = {**to_json(model), "limits": asdict(limits)}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},

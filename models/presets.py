@@ -1,40 +1,19 @@
-"""Named model sizes and the recipes that train them: presets are functions, pipelines pass a name and overrides."""
+"""The recipe of every preset: a model's size and its training; pipelines pass a name and overrides."""
 
 import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from models.onerec_v2 import V2Config
+from models.generator import GeneratorConfig
+from models.sizes import V1_SIZES, V2_SIZES, preset
 from models.tokenizer.tokenizer import TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
 from models.training.align import AlignConfig
+from models.training.config import LAW
 from models.training.pretrain import PretrainConfig
-
-
-def tiny(codes: int, levels: int = 3) -> V2Config:
-    """d 128, 3 layers: demonstrations and CI on a CPU. Keys and values of their own for every layer: at this width one
-    shared row is too narrow a passage for the context (docs/log.md)."""
-    return V2Config(
-        codes=codes, levels=levels, d_model=128, layers=3, heads=4, kv_groups=4, l_kv=3, s_kv=2, embed=64, head="tied"
-    )
-
-
-def small(codes: int, levels: int = 3) -> V2Config:
-    """d 512, 4 layers, about 20 M parameters: one GPU, or a patient CPU."""
-    return V2Config(codes=codes, levels=levels, d_model=512, layers=4, heads=8, kv_groups=2, embed=64, head="tied")
-
 
 WEIGHTS: dict[str, Any] = {"exposure_weight": "watched", "propensity_power": 0.5}
 """Chosen on the simulator's history among all, engaged and watched and powers 0, 0.5 and 1 (docs/log.md)."""
-
-PRESETS = {"tiny": tiny, "small": small}
-
-
-def preset(name: str, codes: int, levels: int = 3) -> V2Config:
-    """The preset called ``name``; raises ValueError naming the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-    return PRESETS[name](codes, levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +28,34 @@ class Recipe:
     align: AlignConfig
     dropout: float = 0.1
 
-    def model_for(self, catalogue: Catalogue) -> V2Config:
+    def model_for(self, catalogue: Catalogue) -> GeneratorConfig:
         """The preset's model with the catalogue's codebook size and levels."""
         return replace(preset(self.preset, catalogue.codes, catalogue.levels), dropout=self.dropout)
+
+
+def machine(name: str, size: GeneratorConfig) -> Recipe:
+    """For small logs: several epochs, and at most so many steps on the newest data."""
+    return Recipe(
+        preset=name,
+        tokenizer=TokenizerConfig(dim=size.embed),
+        pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=3000, **WEIGHTS),
+        incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=400, **WEIGHTS),
+        align=AlignConfig(epochs=1, max_steps=300, **WEIGHTS),
+    )
+
+
+def published(name: str, size: GeneratorConfig) -> Recipe:
+    """For the papers' sizes: once through the data, all exposures alike, V2's learning-rate law, sharded on GPUs."""
+    shared: dict[str, Any] = {"batch_requests": 512, "parallel": "auto"}
+    once = PretrainConfig(learning_rate=LAW, schedule="constant", **shared)
+    return Recipe(
+        preset=name,
+        tokenizer=TokenizerConfig(dim=size.embed),
+        pretrain=once,
+        incremental=once,
+        align=AlignConfig(**shared),
+        dropout=0.0,
+    )
 
 
 def recipe(name: str, overrides: str = "{}") -> Recipe:
@@ -59,14 +63,8 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
 
     Raises ValueError naming the unknown field and those that exist, or what is wrong with the JSON.
     """
-    preset(name, codes=2)
-    chosen = Recipe(
-        preset=name,
-        tokenizer=TokenizerConfig(),
-        pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=3000, **WEIGHTS),
-        incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=400, **WEIGHTS),
-        align=AlignConfig(epochs=1, max_steps=300, **WEIGHTS),
-    )
+    size = preset(name, codes=2)
+    chosen = published(name, size) if name in {*V1_SIZES, *V2_SIZES, "v2-moe-4b"} else machine(name, size)
     try:
         given: Any = json.loads(overrides)
     except json.JSONDecodeError as error:

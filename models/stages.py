@@ -14,69 +14,91 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features import catalog
+from features.histories.clusters import ItemVectors
 from features.histories.windows import Limits
 from features.runs import Run
 from features.settings import settings
-from features.storage import connect
+from features.storage import Storage, connect
 from models import bundle
 from models.baselines import ItemKNN, Popularity
 from models.bundle import Bundle
+from models.deltas import catch_up
 from models.evaluation import CUTOFFS, card, evaluate
-from models.presets import Recipe, recipe
+from models.presets import recipe
 from models.serving.recommender import Recommender
 from models.tokenizer.interactions import popularity
 from models.tokenizer.tokenizer import Tokenizer
-from models.tokenizer.vocabulary import Catalogue
 from models.training.align import align
 from models.training.data import RunData
 from models.training.pretrain import pretrain
+from models.training.tokenizer import CARD, fit_tokenizer, read_tokens, write_card, write_tokens
+
+PER_LEVEL = (
+    "utilisation",
+    "dead_codes",
+    "entropy_nats",
+    "perplexity",
+    "gini",
+    "largest_cluster",
+    "mse_share_of_variance",
+)
+"""What a tokenizer's quality report gives as one number a level."""
 
 
 class NotBlessed(RuntimeError):
     """A candidate without a blessing was to be published."""
 
 
-def tokenize_run(run_id: str, *, data: str, preset: str, overrides: str, base: str) -> str:
-    """Stage ``tokenizer``: tokenizer.safetensors, sids.parquet, items.parquet and the quality card as JSON."""
+def tokenize_run(
+    run_id: str, *, data: str, preset: str, overrides: str, base: str
+) -> tuple[str, dict[str, float], str]:
+    """Stage ``tokenizer``: tokenizer.safetensors, sids.parquet, items.parquet, card.html and metrics.json.
+
+    Returns the digest, the quality's scalars and the card.
+    """
     chosen = recipe(preset, overrides)
 
     def work(source: Path, folder: Path) -> dict[str, Any]:
-        exposures = pq.read_table(source / "data" / "exposures.parquet")
-        items = pq.read_table(source / "data" / "items.parquet")
-        tokenizer, catalogue = _fitted(chosen, items, exposures) if not base else _appended(base, items, exposures)
-        write_tokens(folder, tokenizer, catalogue)
-        quality = tokenizer.quality(catalogue, items, exposures)
-        (folder / "metrics.json").write_text(json.dumps(quality, indent=1, default=str))
-        return quality
+        if base:
+            return _append(base, source / "data", folder)
+        address, name = settings().ray_address, f"{run_id}-tokenizer"
+        return fit_tokenizer(source / "data", chosen.tokenizer, folder, ray_address=address, name=name)
 
-    return _stage(run_id, "tokenizer", {"data": data, "recipe": asdict(chosen.tokenizer), "base": base}, ["data"], work)
-
-
-def _fitted(chosen: Recipe, items: pa.Table, exposures: pa.Table) -> tuple[Tokenizer, Catalogue]:
-    tokenizer = Tokenizer.fit(items, exposures, chosen.tokenizer)
-    return tokenizer, tokenizer.catalogue(items, exposures)
+    inputs = {"data": data, "recipe": asdict(chosen.tokenizer), "base": base}
+    digest = _stage(run_id, "tokenizer", inputs, ["data"], work, resumes=True)
+    run = Run(connect(), run_id)
+    page = run.storage.get(f"{run.prefix('tokenizer')}/{CARD}").decode()
+    return digest, scalars(run.summary("tokenizer")), page
 
 
-def _appended(base: str, items: pa.Table, exposures: pa.Table) -> tuple[Tokenizer, Catalogue]:
+def _append(base: str, data: Path, folder: Path) -> dict[str, Any]:
+    """New items beside the old: the bundle's tokenizer as it is, its SID table longer."""
+    exposures, items = (pq.read_table(data / f"{name}.parquet") for name in ("exposures", "items"))
     old = _bundle(base)
     catalogue = old.tokenizer.append(old.catalogue, items)
-    return old.tokenizer, catalogue.with_popularity(popularity(exposures, catalogue.item_ids))
+    catalogue = catalogue.with_popularity(popularity(exposures, catalogue.item_ids))
+    write_tokens(folder, old.tokenizer, catalogue)
+    quality = write_card(folder, old.tokenizer.quality(catalogue, items, exposures))
+    (folder / "metrics.json").write_text(json.dumps(quality, indent=1))
+    return quality
 
 
-def write_tokens(folder: Path, tokenizer: Tokenizer, catalogue: Catalogue) -> None:
-    """Writes tokenizer and SID table into ``folder``."""
-    tokenizer.save(folder / "tokenizer.safetensors")
-    sids, items = catalogue.to_tables()
-    pq.write_table(sids, folder / "sids.parquet", compression="zstd")
-    pq.write_table(items, folder / "items.parquet", compression="zstd")
-
-
-def read_tokens(folder: Path) -> Catalogue:
-    """The SID table that ``write_tokens`` wrote."""
-    return Catalogue.from_tables(pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet"))
+def scalars(quality: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers in a quality report by name; what has one number a level gets /level1, /level2, ..."""
+    found: dict[str, float] = {}
+    for name, value in quality.items():
+        if isinstance(value, dict):
+            found |= scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, list) and name in PER_LEVEL:
+            found |= {f"{prefix}{name}/level{level + 1}": float(number) for level, number in enumerate(value)}
+        elif isinstance(value, int | float):
+            found[prefix + name] = float(value)
+    return found
 
 
 def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base: str) -> str:
@@ -97,6 +119,7 @@ def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base:
             code_vectors=None if base else Tokenizer.load(source / "tokenizer" / "tokenizer.safetensors").codebooks,
             ray_address=settings().ray_address,
             name=f"{run_id}-pretrain",
+            store=f"checkpoints/{run_id}/pretrain",
         )
 
     inputs = {"tokens": tokens, "config": asdict(config), "preset": preset, "base": base}
@@ -116,6 +139,7 @@ def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> s
             init=source / "pretrain",
             ray_address=settings().ray_address,
             name=f"{run_id}-align",
+            store=f"checkpoints/{run_id}/align",
         )
 
     inputs = {"pretrained": pretrained, "config": asdict(chosen.align)}
@@ -145,7 +169,7 @@ def assemble(source: Path, folder: Path) -> Bundle:
     """Puts the outcome of the training stages together as a bundle folder and loads it from there."""
     folder.mkdir(parents=True)
     trained = json.loads((source / "align" / "config.json").read_text())
-    config = {"architecture": "onerec_v2", "model": trained["model"], "limits": asdict(Limits())}
+    config = {"architecture": trained["architecture"], "model": trained["model"], "limits": asdict(Limits())}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     (folder / "model.safetensors").write_bytes((source / "align" / "model.safetensors").read_bytes())
     for name in ("tokenizer.safetensors", "sids.parquet", "items.parquet"):
@@ -198,13 +222,26 @@ def publish_run(run_id: str, *, alias: str, base: str) -> str:
             lineage={"run_id": run_id, "data": record["digest"], "window": record["inputs"]},
         )
         (folder / "version.txt").write_text(version)
+        write_vectors(storage, source / "evaluate" / "bundle", version)
         return {"version": version}
 
     _stage(run_id, "publish", {"evaluated": evaluated["digest"], "alias": alias}, ["evaluate"], work)
     version = str(run.summary("publish")["version"])
+    cache = settings().home / "bundles"
+    catch_up(storage, version, cache)
     bundle.set_alias(storage, alias, version)
+    # Whoever added items meanwhile saw the old version behind the alias.
+    catch_up(storage, version, cache)
     print(f"published {version} as {alias}")
     return version
+
+
+def write_vectors(storage: Storage, folder: Path, version: str) -> None:
+    """Stores the sums of the codes of every item: what clustering a user's past compares items by."""
+    catalogue, tokenizer = read_tokens(folder), Tokenizer.load(folder / "tokenizer.safetensors")
+    sums = tokenizer.quantizer.reconstruct(catalogue.sids)
+    names = np.array(catalogue.item_ids, object)
+    catalog.write_vectors(storage, ItemVectors(item_ids=names, vectors=sums, version=version))
 
 
 def _stage(

@@ -44,12 +44,15 @@ def emit(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def check_log(path: Path) -> None:
-    """Ends the command, with code 2, unless ``path`` holds a log that can be learned from: before anything starts."""
-    from features.datasets import check
+def check_log(path: Path, columns: str = "", *, played: bool = False) -> None:
+    """Ends the command, with code 2, unless ``path`` holds a log that can be learned from: before anything starts.
+
+    ``columns`` is the map of a log in no known layout; with ``played`` the log must have play times.
+    """
+    from features.datasets import check, read_map
 
     try:
-        check(path)
+        check(path, read_map(columns) if columns else None, played=played)
     except (ValueError, OSError) as error:
         fail(str(error), "nothing was started and nothing stored; mend the folder, then repeat the command", code=2)
 

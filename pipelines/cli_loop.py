@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, out
+from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, fail, out
 
 
 @app.command()
@@ -17,6 +17,7 @@ def loop(
     data: Annotated[Path | None, typer.Option(help="Folder of real logs; default: the simulator.")] = None,
     users: Annotated[int, typer.Option(help="People who use the app.", min=6)] = 900,
     drift_day: Annotated[int, typer.Option(help="Day on which tastes change.")] = 1,
+    scenario: Annotated[str, typer.Option(help="What happens in the simulator: bots, outage, new-items, ...")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the world and of all training.")] = 0,
     policy: Annotated[str, typer.Option(help="When to retrain: nightly or on_drift.")] = "nightly",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
@@ -31,8 +32,10 @@ def loop(
     """
     check_policy(policy)
     if data is not None:
-        check_log(data)
+        check_log(data, played=True)
     check_recipe("tiny", overrides)
+    if scenario:
+        drift_day = _check_scenario(scenario, data, drift_day)
 
     from pipelines import stack
     from pipelines.loop import LoopConfig, run_loop
@@ -42,6 +45,7 @@ def loop(
         data=data,
         users=users,
         drift_day=drift_day,
+        scenario=scenario,
         seed=seed,
         policy=policy,
         overrides=overrides,
@@ -62,6 +66,21 @@ def loop(
         return
     _summary(result)
     out.print(f"\nreport: [bold]{(output / 'report.html').resolve()}[/] (opens without a network)", soft_wrap=True)
+
+
+def _check_scenario(name: str, data: Path | None, drift_day: int) -> int:
+    """The day on which the scenario changes its people, else ``drift_day``; ends the command, code 2, without one."""
+    from features.world import scenarios
+    from features.world.simulator import SimulatorConfig
+
+    if data is not None:
+        fail("a scenario is for the simulator, not for the users of --data", "give one of the two", code=2)
+    try:
+        config = SimulatorConfig.scenario(name)
+    except ValueError as error:
+        fail(str(error), f"such as --scenario {scenarios.names()[0]}", code=2)
+    days = [day for day in (config.drift_day, config.duration_drift_day) if day is not None]
+    return days[0] if days else drift_day
 
 
 def _summary(result: dict[str, Any]) -> None:

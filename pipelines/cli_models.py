@@ -200,11 +200,13 @@ def _promote(version: str) -> None:
     """Moves the alias, unless the bundle is incomplete or corrupt: then everything stays as it is."""
     from features.storage import ObjectMissing, connect
     from models.bundle import BundleCorrupt, fetch, set_alias
+    from models.deltas import catch_up
 
     storage = connect()
     try:
         with tempfile.TemporaryDirectory(prefix="onerec-verify-") as scratch:
             fetch(storage, version, Path(scratch))
+            catch_up(storage, version, Path(scratch))  # items that came after it was trained
     except (ObjectMissing, BundleCorrupt) as error:
         fail(str(error.args[0]), "production was not changed; `onerec bundles list` shows what can be promoted")
     set_alias(storage, "production", version)

@@ -1,4 +1,4 @@
-"""`onerec ingest`, `train`, `retrain`, `runs`, `compile`: logs in, pipelines run, what became of them."""
+"""`onerec train`, `retrain`, `runs`, `compile`: pipelines run, and what became of them."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,38 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, fail, out
-
-
-@app.command()
-def ingest(
-    path: Annotated[Path, typer.Argument(help="Folder of a log in a known layout (KuaiRand).")],
-    home: Home = HOME,
-    json_: Json = False,
-) -> None:
-    """Reads a log into the platform: catalogue, exposures and on-line features. Repeating it changes nothing."""
-    check_log(path)  # before what takes seconds to import
-
-    from features.datasets import load
-    from features.storage import connect
-    from pipelines import stack
-    from pipelines.ingest import ingest as store
-    from pipelines.progress import Progress
-
-    stack.activate(home, ("s3", "valkey"))
-    progress = Progress()
-    with progress.step(f"reading {path}"):
-        dataset = load(path)
-    with progress.step(f"storing {dataset.exposures.num_rows:,} exposures"):
-        counts = store(dataset, connect(), home)
-    if json_:
-        emit(counts)
-        return
-    table = Table("", "count", title=dataset.name, title_style="bold", show_header=False)
-    table.columns[1].justify = "right"
-    for name, count in counts.items():
-        table.add_row(name.replace("_", " "), f"{count:,}")
-    out.print(table)
+from pipelines.cli import HOME, Home, Json, app, check_policy, check_recipe, emit, fail, out
 
 
 @app.command()

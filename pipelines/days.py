@@ -99,13 +99,15 @@ def play_day(
     record = Day()
     active = _visitors(world.visitors(day), arm_of)
     total = len(active)
+    kinds = ("impression", "feedback") if world.feedback_arrives(day) else ("impression",)
     while active:
         events: list[dict[str, Any]] = []
         for arm in arms:
             asking = [visitor for visitor in active if visitor.arm == arm]
             for visitor, served in zip(asking, _ask(arms[arm], asking, day, config), strict=True):
-                events.extend(_watch(world, day, visitor, served, durations_ms, record))
-        record.acked += client.report(events) // 2
+                seen = _watch(world, day, visitor, served, durations_ms, record)
+                events.extend(event for event in seen if event["kind"] in kinds)
+        record.acked += client.report(events) // len(kinds)
         client.flush()
         active = [visitor for visitor in active if visitor.visits]
         on_progress(total - len(active), total)

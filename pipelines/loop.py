@@ -20,11 +20,12 @@ from features.intake import exposures as exposure_store
 from features.runs import Run
 from features.settings import settings
 from features.storage import connect
-from features.world.simulator import Simulator, SimulatorConfig
+from features.world.simulator import Simulator, SimulatorConfig, world_hash
 from features.world.usermodel import UserModel, UserModelConfig
 from features.world.world import World
 from models.bundle import read_alias, set_alias
 from models.cascade import Cascade
+from models.deltas import catch_up_served
 from monitoring.experiment import Assignment, assign
 from monitoring.report import write
 from pipelines.arms import ARMS, MODELS, CascadeArm, ServerArm
@@ -70,6 +71,8 @@ def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
         for day in range(config.days):
             _day(loop, day, assignment)
         result = summarise(loop, assignment)
+        if config.data is None:
+            result |= {"scenario": config.scenario or None, "world_hash": world_hash(simulated(config))}
     output.mkdir(parents=True, exist_ok=True)
     (output / "loop.json").write_text(json.dumps(result, indent=1, default=str))
     write(result, output / "report.html")
@@ -80,10 +83,17 @@ def build_world(config: LoopConfig, progress: Progress) -> World:
     """The simulator, or a user model fitted on the log in ``config.data``."""
     if config.data is None:
         with progress.step("building the simulated world"):
-            return Simulator(SimulatorConfig(users=config.users, drift_day=config.drift_day, seed=config.seed))
+            return Simulator(simulated(config))
     with progress.step(f"reading {config.data} and fitting a user model on it"):
         dataset = load(config.data)
         return UserModel.fit(dataset, UserModelConfig(users=config.users, drift_day=config.drift_day, seed=config.seed))
+
+
+def simulated(config: LoopConfig) -> SimulatorConfig:
+    """The simulated world of a loop: the scenario's, or one whose tastes change on ``config.drift_day``."""
+    if config.scenario:
+        return SimulatorConfig.scenario(config.scenario, users=config.users, seed=config.seed)
+    return SimulatorConfig(users=config.users, drift_day=config.drift_day, seed=config.seed)
 
 
 def _begin(loop: Loop) -> Assignment:
@@ -130,6 +140,8 @@ def _day(loop: Loop, day: int, assignment: Assignment) -> None:
     arrivals = loop.world.new_items(day)
     if arrivals.num_rows:
         catalog.append_items(loop.storage, arrivals)
+        if loop.config.scenario:  # what scenarios are about is the platform's answer: uploads are servable at once
+            catch_up_served(loop.storage, settings().home / "bundles")
     items = catalog.read_items(loop.storage)
     durations = dict(zip(items["item_id"].to_pylist(), items["duration_ms"].to_pylist(), strict=True))
     cascade = loop.arms["cascade"]

@@ -37,6 +37,8 @@ class LoopConfig:
     users: int = 900
     seed: int = 0
     data: Path | None = None
+    scenario: str = ""
+    """A scenario of the simulator; it brings its own days of change, and ``drift_day`` is when they are looked at."""
     num_items: int = 10
     beam_width: int = 64
     context_days: int = 21

@@ -35,7 +35,8 @@ def retraining(
     go = fresh(should_retrain(run_id=run_id, policy=policy)).after(drift)
     with dsl.If(go.output == True, name="retrain"):  # noqa: E712 - kfp builds the condition from the comparison
         tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=base))
-        trained = fresh(pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base=base))
+        sids = tokens.outputs["Output"]
+        trained = fresh(pretrain(run_id=run_id, tokens=sids, preset=preset, overrides=overrides, base=base))
         aligned = fresh(align(run_id=run_id, pretrained=trained.output, preset=preset, overrides=overrides))
         evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=base))
         blessed = fresh(bless(run_id=run_id)).after(evaluated)

@@ -20,7 +20,7 @@ def training(run_id: str, start: str, end: str, preset: str = "tiny", overrides:
     """Trains on exposures of [start, end), evaluates, and publishes to ``production`` what is blessed."""
     data = fresh(prepare_data(run_id=run_id, start=start, end=end, targets_from=start))
     tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=""))
-    base = fresh(pretrain(run_id=run_id, tokens=tokens.output, preset=preset, overrides=overrides, base=""))
+    base = fresh(pretrain(run_id=run_id, tokens=tokens.outputs["Output"], preset=preset, overrides=overrides, base=""))
     aligned = fresh(align(run_id=run_id, pretrained=base.output, preset=preset, overrides=overrides))
     evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=""))
     blessed = fresh(bless(run_id=run_id)).after(evaluated)

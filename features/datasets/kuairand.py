@@ -1,23 +1,33 @@
 """KuaiRand: Kuaishou's logs with twelve feedback signals (Gao et al., CIKM 2022, arXiv 2208.10696), official layout.
 
 Reads ``log_standard*.csv``, ``user_features*.csv`` and ``video_features_basic*.csv`` of the Pure, 1K and 27K
-releases. The log has no request ids: impressions of a user less than 30 minutes apart share one. It has no
-``collect`` signal, so that flag is False. Left out: the randomised logs, and ``video_features_statistic*.csv``, whose
-counters over the whole period would leak the future into every prediction.
+releases, however many log files there are; a log larger than one chunk is streamed. The log has no request ids:
+impressions of a user less than 30 minutes apart share one. It has no ``collect`` signal, so that flag is False. Left
+out: the randomised logs, and ``video_features_statistic*.csv``, whose counters over the whole period would leak the
+future into every prediction.
 """
 
-import csv
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 
-from features.datasets.dataset import TOO_FEW, Dataset
-from features.schema import EXPOSURE, FLAGS, ITEM, TIME, USER, conform, exposure_id
+from features.datasets.dataset import TOO_FEW, Chunk, Seen
+from features.datasets.interactions import OLDEST_MS, impressions_table, latest_ms
+from features.datasets.text import TextFiles, as_text, header, read_text, reject, text_batches
+from features.schema import ITEM, TIME, USER, conform
 
-SESSION_GAP_MS = 30 * 60 * 1000
+EXPECTED = (
+    "KuaiRand: log_standard*.csv, user_features*.csv and video_features_basic*.csv, in this folder or in its data/"
+)
+UNREAD = {
+    "log_random*.csv": "videos shown at random, whatever the user likes: not what a recommender should learn to show",
+    "video_features_statistic*.csv": "LEAK: counters over the whole period know the future of every impression in it",
+}
 
 _FLAG_COLUMNS = {
     "click": "is_click",
@@ -50,64 +60,112 @@ def holds_kuairand(path: Path) -> bool:
     return any(next(folder.glob("log_standard*.csv"), None) for folder in (path, path / "data"))
 
 
-def load_kuairand(path: Path) -> Dataset:
-    """The log below ``path`` (the release's folder or its data/ folder) without exact duplicates.
+@dataclass(frozen=True)
+class KuaiRand:
+    """The log below ``path``, the release's folder or its data/ folder."""
 
-    Raises ValueError when a file or a column is missing (named), when the log is empty, or when no row is valid.
-    """
-    folder = _folder(path)
-    log = pd.concat([_read(p, _LOG_COLUMNS) for p in _files(folder, "log_standard*.csv")], ignore_index=True).fillna("")
-    if log.empty:
-        raise _no_rows(folder)
-    duplicated = log.drop(columns="file").duplicated()
-    log = log[~duplicated].reset_index(drop=True)
-    numbers, reasons = _parse(log)
-    rejected = log[reasons != ""].assign(reason=reasons[reasons != ""])
-    valid = numbers[reasons == ""]
-    if valid.empty:
-        raise ValueError(f"all {len(log)} rows of the log in {folder} were rejected; the first: {reasons.iloc[0]}")
-    items, rejected_items = _items(folder, valid)
-    return Dataset(
-        name=folder.parent.name if folder.name == "data" else folder.name,
-        items=items,
-        users=_users(folder, valid),
-        exposures=_exposures(valid),
-        rejected=_as_text(pd.concat([rejected, rejected_items], ignore_index=True)),
-        duplicates=int(duplicated.sum()),
-    )
+    path: Path
 
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.path if next(self.path.glob("log_standard*.csv"), None) else self.path / "data"
 
-def check_kuairand(path: Path) -> None:
-    """Reads the headers, and the log until it has met two users; raises ValueError as ``load_kuairand`` would.
+    @property
+    def name(self) -> str:
+        """The release."""
+        return self.folder.resolve().parent.name if self.folder.name == "data" else self.folder.resolve().name
 
-    A log of one user is refused as well: there is nobody whose behaviour could be told from anybody else's.
-    """
-    folder = _folder(path)
-    logs = _files(folder, "log_standard*.csv")
-    for pattern, required in (("user_features*.csv", _USER_COLUMNS), ("video_features_basic*.csv", _VIDEO_COLUMNS)):
-        for file in _files(folder, pattern):
-            _header(file, required)
-    users: set[str] = set()
-    for file in logs:
-        column = _header(file, _LOG_COLUMNS).index("user_id")
-        with file.open(newline="", errors="replace") as text:
-            rows = csv.reader(text)
-            next(rows)
-            for row in rows:
-                users.update(row[column : column + 1])
-                if len(users) > 1:
-                    return
-    if not users:
-        raise _no_rows(folder)
-    raise ValueError(f"the log in {folder} has 1 user ({users.pop()!r}); {TOO_FEW}")
+    @property
+    def files(self) -> list[Path]:
+        """Log, videos and users; raises ValueError when one kind is missing."""
+        patterns = ("log_standard*.csv", "video_features_basic*.csv", "user_features*.csv")
+        return [file for pattern in patterns for file in _files(self.folder, pattern)]
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Files that are there and not read."""
+        return {file.name: why for pattern, why in UNREAD.items() for file in sorted(self.folder.glob(pattern))}
 
-def _folder(path: Path) -> Path:
-    return path if next(path.glob("log_standard*.csv"), None) else path / "data"
+    @property
+    def text(self) -> TextFiles:
+        """The log files."""
+        return TextFiles(files=_files(self.folder, "log_standard*.csv"), required=_LOG_COLUMNS, user="user_id")
 
+    @property
+    def parts(self) -> int:
+        """See ``dataset.Log``."""
+        return self.text.partitions
 
-def _no_rows(folder: Path) -> ValueError:
-    return ValueError(f"the log in {folder} has no rows; expected impressions in log_standard*.csv")
+    @property
+    def labels(self) -> dict[str, str]:
+        """See ``dataset.Published``."""
+        return _FLAG_COLUMNS
+
+    @property
+    def played(self) -> bool:
+        """See ``dataset.Published``."""
+        return True
+
+    def check(self) -> None:
+        """Reads the headers, and the log until it has met two users; raises ValueError naming what is wrong.
+
+        A log of one user is refused: there is nobody whose behaviour could be told from anybody else's.
+        """
+        for pattern, required in (("user_features*.csv", _USER_COLUMNS), ("video_features_basic*.csv", _VIDEO_COLUMNS)):
+            for file in _files(self.folder, pattern):
+                header(file, required)
+        users = self.text.first_users(2)
+        if not users:
+            raise ValueError(f"the log in {self.folder} has no rows; expected impressions in log_standard*.csv")
+        if len(users) == 1:
+            raise ValueError(f"the log in {self.folder} has 1 user ({users.pop()!r}); {TOO_FEW}")
+
+    def chunks(self, scratch: Path, skip: Collection[str] = ()) -> Iterator[Chunk]:
+        """See ``dataset.Log``."""
+        for key, rows in self.text.frames(scratch, skip):
+            duplicated = rows.drop(columns="file").duplicated()
+            raw = rows[~duplicated].reset_index(drop=True)
+            numbers, reasons = _parse(raw)
+            valid = reasons == ""
+            yield Chunk(
+                key=key,
+                exposures=_exposures(numbers[valid]),
+                rejected=as_text(raw[~valid].assign(reason=reasons[~valid])),
+                duplicates=int(duplicated.sum()),
+                raw=raw[valid],
+            )
+
+    def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """See ``dataset.Log``; a missing duration is taken from the log when the video is there."""
+        matched = np.zeros(seen.items.num_rows, bool)
+        known = seen.items.column("item_id").combine_chunks()
+        for file in _files(self.folder, "video_features_basic*.csv"):
+            names = [*header(file, _VIDEO_COLUMNS), "file"]
+            for batch in text_batches(file, names):
+                rows = pc.index_in(batch.column(names.index("video_id")), value_set=known).drop_null().to_numpy()
+                matched[rows] = True
+                yield _items(batch.to_pandas(), seen)
+        alone = seen.items.filter(pa.array(~matched)).column("item_id")
+        if len(alone):
+            yield _items(
+                pd.DataFrame({"video_id": alone.to_pandas()}).reindex(columns=_VIDEO_COLUMNS, fill_value=""), seen
+            )
+
+    def users(self, seen: Seen) -> pa.Table:
+        """See ``dataset.Log``."""
+        users = pd.concat([read_text(file, _USER_COLUMNS) for file in _files(self.folder, "user_features*.csv")])
+        users = users[users["user_id"] != ""].drop_duplicates("user_id")
+        unknown = pd.Index(seen.users.column("user_id").to_pylist()).difference(pd.Index(users["user_id"]))
+        values = users[list(_ATTRIBUTES)].to_numpy()
+        attributes = [[f"{n}={v}" for n, v in zip(_ATTRIBUTES, row, strict=True) if v] for row in values]
+        table = pa.table(
+            {
+                "user_id": pa.array([*users["user_id"], *unknown], pa.string()),
+                "attributes": pa.array([*attributes, *([] for _ in unknown)], pa.list_(pa.string())),
+            }
+        )
+        return conform(table, USER)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -117,102 +175,46 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
-def _read(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    names = _header(path, required)
-    # Everything as text first: a row that does not parse must be shown as it was, not as NaN.
-    options = pa.csv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False)
-    malformed: list[str] = []
-
-    def keep_malformed(row: pa.csv.InvalidRow) -> str:
-        malformed.append(row.text)
-        return "skip"
-
-    parse = pa.csv.ParseOptions(invalid_row_handler=keep_malformed)
-    rows = pa.csv.read_csv(path, convert_options=options, parse_options=parse).to_pandas()
-    if malformed:
-        rows = pd.concat([rows.assign(malformed=""), pd.DataFrame({"malformed": malformed})]).fillna("")
-    return rows.assign(file=path.name)
-
-
-def _header(path: Path, required: tuple[str, ...]) -> list[str]:
-    """The names of the columns; raises ValueError when one of ``required`` is not among them."""
-    with path.open(errors="replace") as file:
-        names = file.readline().strip().split(",")
-    missing = [c for c in required if c not in names]
-    if missing:
-        plural = "s" if len(missing) > 1 else ""
-        raise ValueError(
-            f"{path} lacks the column{plural} {', '.join(missing)}; it has {', '.join(filter(None, names)) or 'none'}: "
-            "give the file as KuaiRand published it, header included"
-        )
-    return names
-
-
 def _parse(log: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """Numeric columns and, per row, why it is rejected ("" = valid); the first reason that applies wins."""
     numbers = pd.DataFrame({c: pd.to_numeric(log[c], errors="coerce") for c in _LOG_COLUMNS[2:]})
     numbers["user_id"], numbers["video_id"] = log["user_id"], log["video_id"]
-    reasons = pd.Series("", index=log.index)
-
-    def reject(wrong: pd.Series, reason: str) -> None:
-        reasons[wrong & (reasons == "")] = reason
-
-    if "malformed" in log:
-        reject(log["malformed"] != "", "the number of columns is not the header's")
+    reasons = pd.Series("", index=log.index, dtype=object)
+    reject(reasons, log["malformed"] != "", "the number of columns is not the header's")
     for column in ("user_id", "video_id"):
-        reject(log[column] == "", f"{column} is empty")
+        reject(reasons, log[column] == "", f"{column} is empty")
     for column in _LOG_COLUMNS[2:]:
-        reject(numbers[column].isna(), f"{column} is not a number")
+        reject(reasons, numbers[column].isna(), f"{column} is not a number")
     for column in _FLAG_COLUMNS.values():
-        reject(~numbers[column].isin((0, 1)), f"{column} is neither 0 nor 1")
-    reject(numbers["duration_ms"] <= 0, "duration_ms is not positive")
-    reject(numbers["play_time_ms"] < 0, "play_time_ms is negative")
-    reject(numbers["time_ms"] <= 0, "time_ms is not positive")
+        reject(reasons, ~numbers[column].isin((0, 1)), f"{column} is neither 0 nor 1")
+    reject(reasons, numbers["duration_ms"] <= 0, "duration_ms is not positive")
+    reject(reasons, numbers["play_time_ms"] < 0, "play_time_ms is negative")
+    reject(reasons, numbers["time_ms"] <= 0, "time_ms is not positive")
+    reject(reasons, numbers["time_ms"] < OLDEST_MS, "time_ms is before 1990: a clock that was never set")
+    reject(reasons, numbers["time_ms"] > latest_ms(), "time_ms lies in the future")
     return numbers, reasons
 
 
 def _exposures(log: pd.DataFrame) -> pa.Table:
-    log = log.sort_values(["user_id", "time_ms"], kind="stable")
-    user, time = log["user_id"].to_numpy(), log["time_ms"].to_numpy(np.int64)
-    opens = np.ones(len(log), bool)
-    opens[1:] = (user[1:] != user[:-1]) | (np.diff(time) >= SESSION_GAP_MS)
-    first = np.flatnonzero(opens)[np.cumsum(opens) - 1]
-    position = np.arange(len(log)) - first
-    requests = [f"{u}-{t}" for u, t in zip(user[first], time[first], strict=True)]
-    flags = {flag: log[column].to_numpy() == 1 for flag, column in _FLAG_COLUMNS.items()}
-    table = pa.table(
-        {
-            "exposure_id": [exposure_id(r, "organic", int(p)) for r, p in zip(requests, position, strict=True)],
-            "request_id": requests,
-            "user_id": user,
-            "item_id": log["video_id"].to_numpy(),
-            "position": pa.array(position, pa.int32()),
-            "event_time": pa.array(time).cast(TIME),
-            "source": ["organic"] * len(log),
-            "duration_ms": log["duration_ms"].to_numpy(np.int64),
-            "play_ms": log["play_time_ms"].to_numpy(np.int64),
-            **{flag: flags.get(flag, np.zeros(len(log), bool)) for flag in FLAGS},
-        }
-    )
-    order = np.argsort(time, kind="stable")
-    return conform(table.take(pa.array(order)), EXPOSURE)
+    values = {flag: log[column].to_numpy() == 1 for flag, column in _FLAG_COLUMNS.items()}
+    values["duration_ms"] = log["duration_ms"].to_numpy(np.int64)
+    values["play_ms"] = log["play_time_ms"].to_numpy(np.int64)
+    user, video = log["user_id"].to_numpy(object), log["video_id"].to_numpy(object)
+    return impressions_table(user, video, log["time_ms"].to_numpy(np.int64), values)
 
 
-def _items(folder: Path, log: pd.DataFrame) -> tuple[pa.Table, pd.DataFrame]:
-    """ITEM rows and the rejected video rows; a missing duration is taken from the log when the video is there."""
-    videos = pd.concat([_read(p, _VIDEO_COLUMNS) for p in _files(folder, "video_features_basic*.csv")])
-    videos = videos[videos["video_id"] != ""].drop_duplicates("video_id")
-    logged = log.groupby("video_id")["duration_ms"].median()
-    unknown = logged.index.difference(pd.Index(videos["video_id"]))
-    videos = pd.concat([videos, pd.DataFrame({"video_id": unknown})], ignore_index=True)
+def _items(videos: pd.DataFrame, seen: Seen) -> tuple[pa.Table, pa.Table]:
+    """ITEM rows and rejected rows of video rows."""
+    videos = videos[videos["video_id"] != ""].drop_duplicates("video_id").reset_index(drop=True)
     duration = pd.to_numeric(videos["video_duration"], errors="coerce")
-    duration = duration.where(duration > 0).fillna(videos["video_id"].map(logged))
+    logged = pd.Series(seen.durations_of(pa.array(videos["video_id"], pa.string())))
+    duration = duration.where(duration > 0).fillna(logged)
     rejected = videos[duration.isna()].assign(reason="video_duration is not a positive number")
-    videos = videos[duration.notna()].fillna("")
+    videos = videos[duration.notna()]
     upload = pd.to_datetime(videos["upload_dt"], errors="coerce", utc=True).dt.as_unit("ms")
     table = pa.table(
         {
-            "item_id": videos["video_id"].to_numpy(),
+            "item_id": pa.array(videos["video_id"], pa.string()),
             "tags": pa.array([t.split(",") if t else None for t in videos["tag"]], pa.list_(pa.string())),
             "author_id": pa.array(videos["author_id"].replace("", None), pa.string()),
             "music_id": pa.array(videos["music_id"].replace({"": None, "0": None, "0.0": None}), pa.string()),
@@ -220,24 +222,4 @@ def _items(folder: Path, log: pd.DataFrame) -> tuple[pa.Table, pd.DataFrame]:
             "upload_time": pa.array(upload, TIME),
         }
     )
-    return conform(table, ITEM), rejected
-
-
-def _users(folder: Path, log: pd.DataFrame) -> pa.Table:
-    users = pd.concat([_read(p, _USER_COLUMNS) for p in _files(folder, "user_features*.csv")])
-    users = users[users["user_id"] != ""].drop_duplicates("user_id").fillna("")
-    unknown = pd.Index(log["user_id"].unique()).difference(users["user_id"])
-    values = users[list(_ATTRIBUTES)].to_numpy()
-    attributes = [[f"{n}={v}" for n, v in zip(_ATTRIBUTES, row, strict=True) if v] for row in values]
-    table = pa.table(
-        {
-            "user_id": [*users["user_id"], *unknown],
-            "attributes": pa.array([*attributes, *([] for _ in unknown)], pa.list_(pa.string())),
-        }
-    )
-    return conform(table, USER)
-
-
-def _as_text(rejected: pd.DataFrame) -> pa.Table:
-    fields = [pa.field(str(c), pa.string()) for c in rejected.columns]
-    return pa.Table.from_pandas(rejected, schema=pa.schema(fields), preserve_index=False)
+    return conform(table, ITEM), as_text(rejected)

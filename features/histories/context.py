@@ -1,6 +1,6 @@
 """The model-facing form of a batch of requests: user-static buckets and three padded pathways, numpy only.
 
-Training fills it from the log (``features.histories.history``), serving from the on-line windows
+Training fills it from the log (``features.histories.sequences``), serving from the on-line windows
 (``from_windows``): the same arrays either way. Newest events stand last, padding (item -1) on the left. A window
 is cut to its limit first and loses items unknown to the catalogue afterwards, so that both ways agree.
 """

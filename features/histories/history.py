@@ -1,5 +1,7 @@
-"""The exposure log of all users in columns, and the short-term and positive pathways folded from it, vectorised.
+"""The exposure log of all users in memory, and the short-term and positive pathways folded from it, vectorised.
 
+For any (user, time), where ``features.histories.sequences`` knows the requests of a log on disk: the windows that an
+ingest seeds come from here.
 ``context_pathways`` gives for any (user, time) exactly what ``windows.fold`` would give on that user's log and
 what serving reads on-line, thousands of requests at a time. Feedback is taken as the log knows it now: it is assumed
 to have arrived before the user's next request, as it does in an app that reports a view when it ends.

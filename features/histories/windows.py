@@ -1,7 +1,7 @@
 """A user's recent exposures as equally long columns, and the one fold that maintains them.
 
 The short-term and positive-feedback pathways (OneRec technical report, section 2.2) are never stored per exposure:
-training folds them from the log (``features.histories.history``), the on-line updater folds them event by event
+training slices them from the log (``features.histories.sequences``), the on-line updater folds them event by event
 (``features.updater``), and both mean the function ``fold`` below. It is a join of a semilattice (feedback of one
 exposure only grows: the larger play time, flags once set stay set) followed by "the newest ``limit``", hence
 idempotent, independent of order and of batching: retried and late events do no harm.
@@ -10,31 +10,47 @@ Left out: withdrawn feedback (an un-like leaves the like set).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
 
 from features.schema import FLAGS, label_bits
+from features.settings import settings
 
 ENGAGED = sum(1 << FLAGS.index(flag) for flag in ("like", "follow", "comment", "forward", "collect", "long_view"))
 DISLIKED = 1 << FLAGS.index("dislike")
 LONG_VIEW_MS = 18_000
 
 
+LENGTHS = {"tiny": (20, 64, 64), "small": (20, 256, 256), "paper": (20, 256, 2000)}
+"""Short-term, positive-feedback and lifelong pathway; the last are OneRec's own."""
+
+
+def configured(position: int) -> int:
+    """One length of what ``ONEREC_PATHWAYS`` names, such as ``small`` or ``20,256,500``; raises ValueError."""
+    given = settings().pathways
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in given.split(",")]
+    lengths = LENGTHS.get(given) or tuple(numbers)
+    if len(lengths) != 3 or min(lengths) < 1:
+        known = ", ".join(LENGTHS)
+        raise ValueError(f"ONEREC_PATHWAYS is {given!r}; expected {known} or three lengths such as 20,256,500")
+    return lengths[position]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How many of the newest events each pathway keeps."""
+    """How many of the newest events each pathway keeps; by default what the platform is configured for."""
 
-    short: int = 20
-    positive: int = 64
-    lifelong: int = 64
+    short: int = field(default_factory=lambda: configured(0))
+    positive: int = field(default_factory=lambda: configured(1))
+    lifelong: int = field(default_factory=lambda: configured(2))
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"limit {field.name} is {getattr(self, field.name)}; it must be at least 1")
+        for each in fields(self):
+            if getattr(self, each.name) < 1:
+                raise ValueError(f"limit {each.name} is {getattr(self, each.name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,86 +1,56 @@
-"""Joins served, impression and feedback events by ``exposure_id`` into exposures, the unit of training.
+"""The exposure store: events joined into exposures, the unit of training, in hourly partitions.
 
-Events arrive at least once and in any order, so both the join and the reader merge rows of one id in a way that does
-not care, the way ``features.histories.windows`` does on-line: earliest impression, longest play time, union of the
-flags; a served row adds SID, log-probabilities and model version. A partition made from fewer events is therefore
-superseded by writing a fuller one beside it, and compaction may be repeated at any time.
-Left out: retracted feedback (an un-like) and deleting superseded parts, which a training manifest may still name.
+A partition made from fewer events is superseded by writing a fuller one beside it, and ``read`` merges what overlaps:
+compaction may be repeated at any time. Late feedback is joined for ``late_hours`` after its impression; what then still
+has no impression is reported under ``rejected/``. A training run claims the segments it reads (``consume``).
+Left out: deleting superseded parts (``features.intake.retention``).
 """
 
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.intake import partitions
-from features.intake.partitions import between, milliseconds, utc
+from features.intake.join import Joined, join, merge, rows_of
+from features.intake.partitions import Part, between, utc
 from features.intake.rejected import Rejected, reject
-from features.schema import EVENTS, EXPOSURE, FEEDBACK, FLAGS, IMPRESSION, SERVED, conform
-from features.storage import Storage
+from features.schema import EVENTS, EXPOSURE, IMPRESSION, SERVED, conform
+from features.settings import settings
+from features.storage import ObjectMissing, Storage
+
+__all__ = ["ROOT", "Joined", "compact", "consume", "join", "merge", "read", "read_events", "write"]
+
+log = logging.getLogger(__name__)
 
 ROOT = "exposures"
-LATE = timedelta(days=1)
-"""How much later than its impression an event may happen and still be joined."""
+CLAIMS = "manifests/consumed"
+
+COUNTS = (
+    "exposures",
+    "exposures_without_feedback",
+    "served_without_impression",
+    "impressions_without_served",
+    "feedback_without_impression",
+    "feedback_expired",
+    "exposures_belated",
+)
+"""What a compaction counts."""
+SLICE_BYTES = 512 * 1024 * 1024
+"""Stored events that are joined at once; some six times as much in memory. Every slice reads all of them."""
 
 _SKEW = timedelta(hours=1)
-_FROM_SERVED = ("sid", "model_version", "log_probs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """The exposures of a set of events, and the events that found no partner."""
-
-    exposures: pa.Table
-    """EXPOSURE, sorted by event time, each exposure_id once."""
-    served_without_impression: pa.Table
-    impressions_without_served: pa.Table
-    """Only of source onerec: nobody else writes served rows."""
-    feedback_without_impression: pa.Table
-    exposures_without_feedback: int
-    rejected: list[Rejected]
-
-
-def join(served: pa.Table, impressions: pa.Table, feedback: pa.Table) -> Joined:
-    """Joins SERVED, IMPRESSION and FEEDBACK rows by exposure_id.
-
-    The item of a served row wins, since the server knows what it sent. An impression or feedback row that names
-    another user than its partner is rejected: it would write into a stranger's history.
-    """
-    served, impressions = conform(served, SERVED), conform(impressions, IMPRESSION)
-    feedback = conform(feedback, FEEDBACK)
-    strange = _differs(impressions, served, _rows_of(impressions, served))
-    shown = _earliest(impressions.filter(pa.array(~strange)))
-    sent = _best_served(served, shown)
-    at = _rows_of(feedback, shown)
-    foreign = _differs(feedback, shown, at)
-    orphans = (at < 0) & (_rows_of(feedback, impressions) < 0)
-    at[foreign] = -1
-    exposures = _assemble(shown, served.take(pa.array(sent, mask=sent < 0)), feedback.filter(pa.array(at >= 0)), at)
-    unserved = (sent < 0) & np.asarray(pc.equal(shown.column("source"), "onerec"))
-    return Joined(
-        exposures=exposures.sort_by([("event_time", "ascending"), ("exposure_id", "ascending")]),
-        served_without_impression=served.filter(pa.array(_rows_of(served, impressions) < 0)),
-        impressions_without_served=shown.filter(pa.array(unserved)),
-        feedback_without_impression=feedback.filter(pa.array(orphans)),
-        exposures_without_feedback=shown.num_rows - len(np.unique(at[at >= 0])),
-        rejected=[
-            *_reasons("impression", "user_id differs from that of the served row", impressions, strange),
-            *_reasons("feedback", "user_id differs from that of the impression", feedback, foreign),
-        ],
-    )
-
-
-def merge(exposures: pa.Table) -> pa.Table:
-    """EXPOSURE rows with each exposure_id once, sorted by (event_time, exposure_id); independent of their order."""
-    codes = pc.dictionary_encode(exposures.column("exposure_id").combine_chunks()).indices.to_numpy()
-    repeated = np.bincount(codes)[codes] > 1
-    if repeated.any():
-        once = exposures.filter(pa.array(~repeated))
-        exposures = pa.concat_tables([once, _merged(exposures.filter(pa.array(repeated)), codes[repeated])])
-    return exposures.sort_by([("event_time", "ascending"), ("exposure_id", "ascending")])
+_TRIES = 3
+_IMPRESSIONS = "events/kind=impression"
+_Read = TypeVar("_Read")
 
 
 def write(storage: Storage, exposures: pa.Table) -> list[str]:
@@ -88,11 +58,30 @@ def write(storage: Storage, exposures: pa.Table) -> list[str]:
     return partitions.write(storage, ROOT, merge(conform(exposures, EXPOSURE)))
 
 
-def read(storage: Storage, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
-    """The exposures with start <= event_time < end (EXPOSURE), each once, sorted by event time."""
-    keys = partitions.keys(storage, ROOT, start, end)
-    tables = partitions.in_parallel(lambda key: conform(storage.get_table(key), EXPOSURE), keys)
-    return between(merge(_concat(tables, EXPOSURE)), start, end)
+def read(
+    storage: Storage,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """The exposures with start <= event_time < end, each once, sorted by event time: EXPOSURE, or ``columns`` of it.
+
+    Of large parts only the columns and row groups that are needed are fetched.
+    """
+    return _again(lambda: _read(storage, start, end, columns))
+
+
+def consume(storage: Storage, run_id: str, start: datetime, end: datetime) -> list[str]:
+    """Claims the segments of [start, end) for a training run and returns their keys.
+
+    The claim, ``manifests/consumed/<run_id>.json``, keeps them from being deleted until the run is finished.
+    """
+    segments = partitions.keys(storage, ROOT, start, end)
+    claim = {"run_id": run_id, "start": utc(start).isoformat(), "end": utc(end).isoformat(), "segments": segments}
+    storage.put_json(f"{CLAIMS}/{run_id}.json", {**claim, "claimed": datetime.now(UTC).isoformat()})
+    gone = set(segments) - set(partitions.keys(storage, ROOT, start, end))
+    # Deleted between the listing and the claim: whatever superseded them is listed now.
+    return consume(storage, run_id, start, end) if gone else segments
 
 
 def read_events(storage: Storage, kind: str, start: datetime | None, end: datetime | None) -> pa.Table:
@@ -103,142 +92,181 @@ def read_events(storage: Storage, kind: str, start: datetime | None, end: dateti
     return table
 
 
-def compact(storage: Storage, start: datetime, end: datetime, *, late: timedelta = LATE) -> dict[str, Any]:
+def recent_events(storage: Storage, kind: str, rows: int) -> pa.Table:
+    """The ``rows`` newest events of a kind by time of storing, in whole parts: the last is what passes the number."""
+    found = sorted(partitions.parts(storage, f"events/kind={kind}", None, None), key=lambda part: part.modified)
+    tables: list[pa.Table] = []
+    while found and sum(table.num_rows for table in tables) < rows:
+        tables.append(conform(partitions.fetch(storage, found.pop()), EVENTS[kind]))
+    return _concat(tables, EVENTS[kind])
+
+
+def compact(storage: Storage, start: datetime, end: datetime, *, late: timedelta | None = None) -> dict[str, Any]:
     """Joins the events of [start, end) into exposure partitions, and again those of the ``late`` before them.
 
-    Idempotent: the same events give the same keys, more events give fuller partitions beside the old ones. The
-    summary counts [start, end) alone, names every partition written and is kept as
-    ``manifests/exposures/<start>_<end>.json``.
+    ``late`` is how much later than its impression an event may happen and still be joined (default: the setting
+    ``late_hours``). Idempotent: the same events give the same keys, more events give fuller partitions beside the old
+    ones. Many events are joined in slices by exposure_id, so that memory stays bounded. The summary counts [start, end)
+    alone, names every partition written and is kept as ``manifests/exposures/<start>_<end>.json``.
     """
-    start, end = utc(start), utc(end)
-    if start >= end:
+    window = _Window(utc(start), utc(end), timedelta(hours=settings().late_hours) if late is None else late)
+    if window.start >= window.end:
         raise ValueError(f"compaction from {start.isoformat()} to {end.isoformat()} is empty; give start < end")
-    horizon = start - late
-    events, broken = {}, []
-    for kind in EVENTS:
-        events[kind], unreadable = _read_events(storage, kind, horizon - _SKEW, end + late)
-        broken += unreadable
-    joined = join(events["served"], events["impression"], events["feedback"])
-    keys = partitions.write(storage, ROOT, between(joined.exposures, horizon, end))
-    rejected = [*broken, *joined.rejected]
+    size = sum(part.size for kind in EVENTS for part in _event_parts(storage, kind, *window.joined))
+    slices = max(1, math.ceil(size / SLICE_BYTES))
+    counts: Counter[str] = Counter()
+    rejected: list[Rejected] = []
+    keys: list[str] = []
+    for which in range(slices):
+        done = _again(partial(_compact_slice, storage, window, (which, slices)))
+        counts.update(done[0])
+        rejected += done[1]
+        keys += done[2]
     summary = {
-        "start": start.isoformat(),
-        "end": end.isoformat(),
-        "exposures": between(joined.exposures, start, end).num_rows,
-        "exposures_without_feedback": _without_feedback(between(joined.exposures, start, end), events["feedback"]),
-        "served_without_impression": between(joined.served_without_impression, start, end).num_rows,
-        "impressions_without_served": between(joined.impressions_without_served, start, end).num_rows,
-        "feedback_without_impression": between(joined.feedback_without_impression, start, end).num_rows,
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "late_hours": window.late / timedelta(hours=1),
+        **{name: counts[name] for name in COUNTS},
         "rejected": len(rejected),
         "rejected_key": reject(storage, "exposures", rejected),
         "segments": keys,
     }
-    storage.put_json(f"manifests/exposures/{start:%Y%m%dT%H%M%S}_{end:%Y%m%dT%H%M%S}.json", summary)
+    name = f"{window.start:%Y%m%dT%H%M%S}_{window.end:%Y%m%dT%H%M%S}"
+    storage.put_json(f"manifests/exposures/{name}.json", summary)
     return summary
 
 
-_IDENTITY = ("position", "model_version", "source", "request_id", "user_id", "item_id")
-_GROWING = ("play_ms", "duration_ms", *FLAGS)
+@dataclass(frozen=True)
+class _Window:
+    """What a compaction is about."""
+
+    start: datetime
+    end: datetime
+    late: timedelta
+
+    @property
+    def joined(self) -> tuple[datetime, datetime]:
+        """The time of the events that are read."""
+        return self.start - self.late - _SKEW, self.end + self.late
 
 
-def _merged(exposures: pa.Table, codes: np.ndarray) -> pa.Table:
-    """One row per code: the smallest row, served ones first, with the joined feedback and the earliest time.
+def _compact_slice(
+    storage: Storage, window: _Window, which: tuple[int, int]
+) -> tuple[dict[str, int], list[Rejected], list[str]]:
+    """Joins one of so many slices; returns counts, refused rows and the keys written."""
+    start, end = window.start, window.end
+    events: dict[str, pa.Table] = {}
+    rejected: list[Rejected] = []
+    for kind in EVENTS:
+        events[kind], broken = _read_events(storage, kind, *window.joined, which)
+        rejected += broken if which[0] == 0 else []
+    joined = join(events["served"], events["impression"], events["feedback"])
+    belated, expired = _belated(storage, joined, window)
+    keys = partitions.write(storage, ROOT, between(joined.exposures, start - window.late, end))
+    keys += partitions.write(storage, ROOT, belated.exposures)
+    new = between(joined.exposures, start, end)
+    counts = (
+        new.num_rows,
+        int((rows_of(new, events["feedback"]) < 0).sum()),
+        between(joined.served_without_impression, start, end).num_rows,
+        between(joined.impressions_without_served, start, end).num_rows,
+        between(joined.feedback_without_impression, start, end).num_rows,
+        len(expired),
+        belated.exposures.num_rows,
+    )
+    refused = [*rejected, *joined.rejected, *belated.rejected, *expired]
+    return dict(zip(COUNTS, counts, strict=True)), refused, keys
 
-    The order of rows ignores time and feedback, which merging changes: so merging in steps gives the same.
+
+def _belated(storage: Storage, joined: Joined, window: _Window) -> tuple[Joined, list[Rejected]]:
+    """Of the feedback of [start - late, end - late) without an impression: what does have one, and what has none.
+
+    Such feedback was stored after the compaction that took its impression; the exposure is written once more, with
+    this feedback alone, and readers merge the two. Windows that follow one another report each lost row once.
     """
-    ranks = [pc.rank(exposures.column(name), tiebreaker="dense").to_numpy() for name in _IDENTITY]
-    log_probs = pc.list_element(pc.fill_null(exposures.column("log_probs"), [0.0]), 0).to_numpy()
-    unserved = exposures.column("log_probs").is_null().to_numpy()
-    order = np.lexsort((*ranks, log_probs, unserved, codes))
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    columns = {name: np.maximum.reduceat(_numbers(exposures, name)[order], starts) for name in _GROWING}
-    columns["event_time"] = np.minimum.reduceat(milliseconds(exposures)[order], starts)
-    return _replaced(exposures.take(pa.array(order[starts])), columns)
+    start, late = window.start, window.late
+    lost = between(joined.feedback_without_impression, start - late, window.end - late)
+    names = lost.column("exposure_id").combine_chunks()
+    found = partitions.parts(storage, _IMPRESSIONS, start - 2 * late - _SKEW, start - late) if lost.num_rows else []
+
+    def load(part: Part) -> pa.Table:
+        impressions = conform(partitions.fetch(storage, part), IMPRESSION)
+        return impressions.filter(pc.is_in(impressions.column("exposure_id"), value_set=names))
+
+    older = _concat(partitions.in_parallel(load, found), IMPRESSION)
+    unknown = pa.array(rows_of(lost, older) < 0)
+    again = join(SERVED.empty_table(), older, lost.filter(pc.invert(unknown)))
+    reason = f"no impression of this exposure within {late / timedelta(hours=1):g} h"
+    return again, [Rejected("feedback", reason, row) for row in lost.filter(unknown).to_pylist()]
 
 
-def _earliest(impressions: pa.Table) -> pa.Table:
-    ordered = impressions.sort_by([("event_time", "ascending"), ("item_id", "ascending"), ("position", "ascending")])
-    codes = pc.dictionary_encode(ordered.column("exposure_id").combine_chunks()).indices.to_numpy()
-    return ordered.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
+def _read(storage: Storage, start: datetime | None, end: datetime | None, columns: Sequence[str] | None) -> pa.Table:
+    found = partitions.parts(storage, ROOT, start, end)
+    if columns is None:
+        return between(merge(_load(storage, found, EXPOSURE, start, end)), start, end)
+    unknown = [name for name in columns if name not in EXPOSURE.names]
+    if unknown:
+        raise ValueError(f"exposures have no columns {unknown}; they have {EXPOSURE.names}")
+    needed = pa.schema([f for f in EXPOSURE if f.name in {*columns, "exposure_id", "event_time"}])
+    table = _load(storage, found, needed, start, end)
+    if pc.count_distinct(table.column("exposure_id")).as_py() < table.num_rows:
+        # Which of several rows is right takes all columns to say.
+        return _read(storage, start, end, None).select(list(columns))
+    ordered = table.sort_by([("event_time", "ascending"), ("exposure_id", "ascending")])
+    return between(ordered, start, end).select(list(columns))
 
 
-def _rows_of(table: pa.Table, partners: pa.Table) -> np.ndarray:
-    """int64 [rows of table]: the row of ``partners`` with the same exposure_id, -1 when there is none."""
-    rows = pc.index_in(table.column("exposure_id"), value_set=partners.column("exposure_id").combine_chunks())
-    return np.array(rows.fill_null(-1).to_numpy(), np.int64)
+def _load(
+    storage: Storage, found: Sequence[Part], schema: pa.Schema, start: datetime | None, end: datetime | None
+) -> pa.Table:
+    names = None if schema is EXPOSURE else schema.names
+
+    def load(part: Part) -> pa.Table:
+        return conform(partitions.fetch(storage, part, names, start, end), schema)
+
+    return _concat(partitions.in_parallel(load, found), schema)
 
 
-def _best_served(served: pa.Table, impressions: pa.Table) -> np.ndarray:
-    """int64 [impressions]: the row of ``served`` each shows, -1 for none.
-
-    A request retried with sampling can have sent two items under one id: the one that was seen is preferred.
-    """
-    at = _rows_of(served, impressions)
-    found = np.flatnonzero(at >= 0)
-    partners = impressions.take(pa.array(at[found]))
-    other_item = np.asarray(pc.not_equal(served.column("item_id").take(pa.array(found)), partners.column("item_id")))
-    order = np.lexsort((milliseconds(served)[found], other_item, at[found]))
-    shown, first = np.unique(at[found][order], return_index=True)
-    best = np.full(impressions.num_rows, -1, np.int64)
-    best[shown] = found[order][first]
-    return best
-
-
-def _differs(table: pa.Table, partners: pa.Table, rows: np.ndarray) -> np.ndarray:
-    """bool [table]: user_id differs from that of row ``rows`` of ``partners``; False where ``rows`` is -1."""
-    theirs = partners.column("user_id").take(pa.array(rows, mask=rows < 0))
-    return np.array(pc.not_equal(table.column("user_id"), theirs).fill_null(False))
-
-
-def _assemble(shown: pa.Table, sent: pa.Table, feedback: pa.Table, at: np.ndarray) -> pa.Table:
-    """EXPOSURE rows: impressions, the served row beside each (nulls for none) and the merged feedback."""
-    columns: dict[str, Any] = {name: shown.column(name) for name in IMPRESSION.names}
-    columns["item_id"] = pc.coalesce(sent.column("item_id"), shown.column("item_id"))
-    columns |= {name: sent.column(name) for name in _FROM_SERVED}
-    rows = at[at >= 0]
-    for name in ("play_ms", *FLAGS):
-        merged = np.zeros(shown.num_rows, np.int64)
-        np.maximum.at(merged, rows, _numbers(feedback, name))
-        columns[name] = merged
-    growing = {name: columns.pop(name) for name in ("play_ms", *FLAGS)}
-    return _replaced(pa.table(columns), growing)
-
-
-def _replaced(table: pa.Table, numbers: dict[str, np.ndarray]) -> pa.Table:
-    """``table`` in the EXPOSURE schema with the columns of ``numbers`` (int64) in place of its own."""
-    arrays = {name: table.column(name) for name in table.column_names}
-    arrays |= {name: pa.array(column).cast(EXPOSURE.field(name).type) for name, column in numbers.items()}
-    return pa.table([arrays[name] for name in EXPOSURE.names], schema=EXPOSURE)
-
-
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return pc.cast(table.column(name), pa.int64()).to_numpy()
-
-
-def _reasons(kind: str, reason: str, table: pa.Table, mask: np.ndarray) -> list[Rejected]:
-    return [Rejected(kind, reason, row) for row in table.filter(pa.array(mask)).to_pylist()]
-
-
-def _without_feedback(exposures: pa.Table, feedback: pa.Table) -> int:
-    return int((_rows_of(exposures, feedback) < 0).sum())
+def _again(read_all: Callable[[], _Read]) -> _Read:
+    """A part that is deleted between the listing and the reading is superseded by one that a new listing shows."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read_all()
+        except ObjectMissing as error:
+            log.info("%s; listing again", error)
+    return read_all()
 
 
 def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables).replace_schema_metadata(None) if tables else schema.empty_table()
 
 
-def _read_events(
-    storage: Storage, kind: str, start: datetime | None, end: datetime | None
-) -> tuple[pa.Table, list[Rejected]]:
+def _event_parts(storage: Storage, kind: str, start: datetime | None, end: datetime | None) -> list[Part]:
     if kind not in EVENTS:
         raise ValueError(f"there are no events of kind {kind!r}; the kinds are {', '.join(EVENTS)}")
+    return partitions.parts(storage, f"events/kind={kind}", start, end)
 
-    def load(key: str) -> pa.Table | Rejected:
+
+def _read_events(
+    storage: Storage, kind: str, start: datetime | None, end: datetime | None, which: tuple[int, int] = (0, 1)
+) -> tuple[pa.Table, list[Rejected]]:
+    """Slice ``which[0]`` of ``which[1]`` of the stored events, and the parts that cannot be read."""
+
+    def load(part: Part) -> pa.Table | Rejected:
         try:
-            return conform(storage.get_table(key), EVENTS[kind])
+            table = conform(partitions.fetch(storage, part, None, start, end), EVENTS[kind])
         except (ValueError, pa.ArrowException) as error:
-            return Rejected(kind, f"the part cannot be read: {error}", key)
+            return Rejected(kind, f"the part cannot be read: {error}", part.key)
+        return _slice(table, *which)
 
-    loaded = partitions.in_parallel(load, partitions.keys(storage, f"events/kind={kind}", start, end))
+    loaded = partitions.in_parallel(load, _event_parts(storage, kind, start, end))
     tables = [part for part in loaded if not isinstance(part, Rejected)]
     return between(_concat(tables, EVENTS[kind]), start, end), [p for p in loaded if isinstance(p, Rejected)]
+
+
+def _slice(table: pa.Table, which: int, slices: int) -> pa.Table:
+    """The rows whose exposure_id falls into a slice: those of one exposure stay together."""
+    if slices == 1:
+        return table
+    hashes = pd.util.hash_array(table.column("exposure_id").to_numpy(), categorize=False)
+    return table.filter(pa.array(hashes % slices == which))

@@ -7,6 +7,9 @@ was told about. Segments are sealed by size, age or on request and belong to the
 Left out: replication and compression.
 """
 
+import asyncio
+import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -15,7 +18,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,10 @@ log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<II")
 _SUFFIX = ".wal"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+_Done = Future[None] | asyncio.Future[None]
 
 
 class WalFull(RuntimeError):
@@ -33,7 +40,11 @@ class WalFull(RuntimeError):
 
 
 class WalFailed(RuntimeError):
-    """The record could not be made durable; it is not accepted."""
+    """The record could not be made durable; it is not accepted. ``disk_full`` tells whether room would help."""
+
+    def __init__(self, message: str, *, disk_full: bool = False) -> None:
+        super().__init__(message)
+        self.disk_full = disk_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +95,9 @@ def scan(data: bytes) -> tuple[list[bytes], int]:
     return payloads, at
 
 
-def frame(payload: bytes) -> bytes:
-    """One record as it lies in the file."""
-    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+def header(payload: bytes) -> bytes:
+    """What stands before a record in the file: its length and CRC-32."""
+    return _HEADER.pack(len(payload), zlib.crc32(payload))
 
 
 class WriteAheadLog:
@@ -96,14 +107,22 @@ class WriteAheadLog:
     nobody needs it any more. Raises RuntimeError when another process holds the folder.
     """
 
-    def __init__(self, folder: Path, sealed: Callable[[Segment], None], limits: WalLimits | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sealed: Callable[[Segment], None],
+        limits: WalLimits | None = None,
+        committed: Callable[[int, float], None] = lambda records, seconds: None,
+    ) -> None:
+        """``committed`` hears of every flush: how many records shared it and the seconds it took."""
         self.folder = folder
+        self._committed = committed
         self.limits = limits or WalLimits()
         self.failure: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
         self._wake = threading.Condition()
-        self._waiting: deque[tuple[bytes, Future[None]]] = deque()
+        self._waiting: deque[tuple[bytes, _Done]] = deque()
         self._waiting_bytes = 0
         self._seals: list[Future[None]] = []
         self._closing = False
@@ -120,18 +139,27 @@ class WriteAheadLog:
 
     def append(self, payload: bytes) -> "Future[None]":
         """Queues a record; the future resolves once it is on disk, or raises WalFailed. Raises WalFull."""
+        done = _future()
+        self._queue(payload, done)
+        return done
+
+    async def commit(self, payload: bytes) -> None:
+        """The same for a coroutine: returns once the record is on disk. A whole group costs one wake-up of the loop."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue(payload, done)
+        await done
+
+    def _queue(self, payload: bytes, done: _Done) -> None:
         if not payload:
             raise ValueError("an empty record cannot be logged")
-        record, done = frame(payload), _future()
         with self._wake:
             if self._closing:
                 raise WalFailed("the log is closed")
-            if self._waiting_bytes + len(record) > self.limits.waiting_bytes:
+            if self._waiting_bytes + len(payload) > self.limits.waiting_bytes:
                 raise WalFull(f"{self._waiting_bytes} bytes wait for the disk; at most {self.limits.waiting_bytes} may")
-            self._waiting.append((record, done))
-            self._waiting_bytes += len(record)
+            self._waiting.append((payload, done))
+            self._waiting_bytes += len(payload)
             self._wake.notify()
-        return done
 
     def seal(self) -> "Future[None]":
         """Seals the open segment after every record queued so far; the future resolves when that is done."""
@@ -195,20 +223,22 @@ class WriteAheadLog:
     def _until_old(self) -> float | None:
         return max(0.0, self._opened + self.limits.segment_seconds - time.time()) if self._size else None
 
-    def _commit(self, group: list[tuple[bytes, "Future[None]"]]) -> None:
+    def _commit(self, group: list[tuple[bytes, _Done]]) -> None:
         """Makes the records durable, then tells their callers."""
         if not group:
             return
+        begun = time.perf_counter()
         try:
-            self._write(b"".join(record for record, _ in group))
+            self._write(b"".join(part for payload, _ in group for part in (header(payload), payload)))
         except OSError as error:
             self._abandon(error)
-            for _, done in group:
-                done.set_exception(WalFailed(f"the log at {self.folder} cannot be written: {error}"))
+            full = error.errno in _NO_ROOM
+            failure = WalFailed(f"the log at {self.folder} cannot be written: {error}", disk_full=full)
+            _tell([done for _, done in group], failure)
             return
         self.failure = None
-        for _, done in group:
-            done.set_result(None)
+        self._committed(len(group), time.perf_counter() - begun)
+        _tell([done for _, done in group], None)
 
     def _write(self, data: bytes) -> None:
         if self._file < 0:
@@ -250,6 +280,29 @@ class WriteAheadLog:
 
     def _path(self) -> Path:
         return self.folder / f"{self._number:012d}{_SUFFIX}"
+
+
+def _tell(waiting: Sequence[_Done], failure: WalFailed | None) -> None:
+    """Resolves the futures; those of a loop in one call on it."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for done in waiting:
+        if isinstance(done, Future):
+            _resolve([done], failure)
+        else:
+            loops.setdefault(done.get_loop(), []).append(done)
+    for loop, futures in loops.items():
+        with contextlib.suppress(RuntimeError):  # a loop that was closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, futures, failure)
+
+
+def _resolve(futures: Sequence[_Done], failure: WalFailed | None) -> None:
+    for done in futures:
+        if done.cancelled():
+            continue
+        if failure is None:
+            done.set_result(None)
+        else:
+            done.set_exception(failure)
 
 
 def _future() -> "Future[None]":

@@ -69,7 +69,7 @@ def feature_views(home: Path) -> list[FeatureView]:
             WINDOW_SCHEMA,
             timedelta(days=60),
             snapshot(home, "lifelong"),
-            "Watched views as known at the last midnight, oldest first.",
+            "Watched views, or clusters of them, as known at the last midnight, oldest first.",
         ),
     ]
 

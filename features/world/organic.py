@@ -13,7 +13,7 @@ import pyarrow as pa
 from features.schema import EXPOSURE, FLAGS, TIME, conform, exposure_id
 from features.world.population import Videos
 from features.world.responses import AffinityScale, bucket_of
-from features.world.sessions import DAY_MS, Scrolled, Sessions
+from features.world.sessions import DAY_MS, REST_MS, Scrolled, Sessions
 
 LIST_LENGTH = 10
 _POPULARITY, _TASTE, _CHANCE = 0.65, 0.31, 0.04
@@ -100,11 +100,12 @@ class _Traffic:
         users, visits = np.unique(plan.user), int(plan.number.max(initial=-1)) + 1
         limit = self.visitors.config.max_requests
         ranked = self.policy.rank(rng, users, day, LIST_LENGTH * limit * visits)
-        offset = np.zeros(len(users), np.int64)
+        offset, free = np.zeros(len(users), np.int64), np.zeros(len(users), np.int64)
         rounds = []
         for number in range(visits):
             here = plan.number == number
-            user, clock, left = plan.user[here], plan.time_ms[here], np.zeros(here.sum(), bool)
+            user, left = plan.user[here], np.zeros(here.sum(), bool)
+            clock = np.maximum(plan.time_ms[here], free[np.searchsorted(users, user)])
             for request in range(limit):
                 going = np.flatnonzero(~left & (plan.max_requests[here] > request))
                 if not len(going):
@@ -116,6 +117,8 @@ class _Traffic:
                 rounds.append(views)
                 offset[row] += done.shown
                 clock[going], left[going] = ends, done.left
+                free[row] = ends + REST_MS
+                self.visitors.through(user[going], day, ends)
         return rounds
 
     def _serve(

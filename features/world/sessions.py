@@ -20,6 +20,8 @@ from features.world.world import Visit, Watched
 DAY_MS = 24 * 3600 * 1000
 _VIEW, _LEAVE, _VISIT, _TIME, _LENGTH = range(5)
 """First key of every random number: what it decides."""
+REST_MS = 60_000
+"""A visit begins at least so long after the user's former one has ended, be it before midnight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class Sessions:
         self._responses = responses
         self._seen: list[dict[int, tuple[int, int]]] = [{} for _ in activity]
         self._enjoyed: dict[int, dict[int, dict[int, tuple[float, int]]]] = {}
+        self._through: dict[int, dict[int, int]] = {}
 
     def satisfaction(self, day: int) -> np.ndarray:
         """Each user's moving average of view percentiles over the active days before ``day``; 0.5 = as organic."""
@@ -122,6 +125,7 @@ class Sessions:
         slots = np.arange(10)
         luck = np.where(slots < count[:, None], uniforms(_TIME, self._seed, users[:, None], day, slots), np.nan)
         times = np.interp(np.sort(luck, axis=1), self._hours, np.arange(25) * DAY_MS / 24)
+        times[:, 0] = np.maximum(times[:, 0], self._busy_until(users, day))
         for k in slots[1:]:
             times[:, k] = np.maximum(times[:, k], times[:, k - 1] + self.config.visit_gap_ms)
         row, number = np.nonzero(times < DAY_MS - 60_000)
@@ -134,6 +138,17 @@ class Sessions:
             number=number,
             max_requests=1 + (draws * self.config.max_requests).astype(np.int64),
         )
+
+    def through(self, users: np.ndarray, day: int, ends_ms: np.ndarray) -> None:
+        """Notes when requests of ``day`` were through: a visit begun before midnight delays the next day's first."""
+        ends = self._through.setdefault(day, {})
+        for user, end in zip(users.tolist(), ends_ms.tolist(), strict=True):
+            ends[user] = max(ends.get(user, 0), end)
+
+    def _busy_until(self, users: np.ndarray, day: int) -> np.ndarray:
+        """When each user may come at the earliest, in ms of ``day``."""
+        ends, midnight = self._through.get(day - 1, {}), self.start_ms + day * DAY_MS
+        return np.array([max(ends.get(user, 0) + REST_MS - midnight, 0) for user in users.tolist()], float)
 
     def scroll(
         self, users: np.ndarray, items: np.ndarray, z: np.ndarray, durations: np.ndarray, day: int, slots: np.ndarray
@@ -167,6 +182,7 @@ class Sessions:
         shown = int(done.shown[0])
         play = done.views.play_ms[0, :shown]
         ends = time_ms + np.cumsum(play + self.config.swipe_ms)
+        self.through(np.array([user]), day, ends[-1:])
         return Watched(
             positions=np.arange(shown),
             times_ms=np.r_[time_ms, ends[:-1]],

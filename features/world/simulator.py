@@ -3,17 +3,24 @@
 What a user feels for a video is ``taste . topics + quality + freshness - duration mismatch``; ``responses`` turns it
 into play time and feedback calibrated to KuaiRand (Gao et al., CIKM 2022), ``sessions`` into leaving and returning. On
 ``drift_day`` most users turn to trending topics, videos about them arrive, and older videos of other topics go stale,
-so that a model trained before is measurably worse than one trained after. Left out: social effects, creators who react.
+so that a model trained before is measurably worse than one trained after. What else may happen (uploads, longer videos
+in fashion, bots, lost feedback) is in the configuration, and in ``scenarios`` by name. Left out: social effects,
+creators who react.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from features.datasets.dataset import Dataset
+from features.world import scenarios
+from features.world.bots import bot_visits, bot_watched
 from features.world.calibration import HOUR_SHARE, kuairand_responses
 from features.world.organic import organic_log
 from features.world.population import NAMES, Videos, draw_tastes, make_people, make_videos
@@ -21,7 +28,9 @@ from features.world.responses import bucket_of
 from features.world.sessions import DAY_MS, SessionConfig, Sessions, find_rows
 from features.world.world import Visit, Watched
 
-_PEOPLE, _VIDEOS, _DRIFT, _LOG = range(4)
+_PEOPLE, _VIDEOS, _DRIFT, _LOG, _BOTS = range(5)
+_MODEL = 2
+"""Raised when equal configurations begin to mean other worlds."""
 _TRENDING = 6
 
 
@@ -46,7 +55,26 @@ class SimulatorConfig:
     duration_weight: float = 0.15
     stale_weight: float = 0.2
     """What videos of the topics that fall out of fashion lose by and by after the drift."""
+    duration_drift_day: int | None = None
+    duration_drift: float = 1.0
+    """By what factor the duration people prefer changes on that day."""
+    bots: float = 0.0
+    """Share of the accounts that are programs from ``bot_day`` on."""
+    bot_day: int = 0
+    outage_days: tuple[int, ...] = ()
+    """Days whose feedback never arrives."""
     sessions: SessionConfig = field(default_factory=SessionConfig)
+
+    @classmethod
+    def scenario(cls, name: str, **overrides: Any) -> "SimulatorConfig":
+        """The world of a scenario file (``features.world.scenarios``) with ``overrides``; ValueError for neither."""
+        _, given = scenarios.load(name)
+        unknown = sorted({*given, *overrides} - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(
+                f"the world has no field {', '.join(unknown)}; it has {', '.join(cls.__dataclass_fields__)}"
+            )
+        return cls(**{**given, **overrides})
 
     def __post_init__(self) -> None:
         if self.users < 2:
@@ -59,6 +87,16 @@ class SimulatorConfig:
             raise ValueError(f"history_days={self.history_days}: a world needs at least 1 day of history")
         if not 0 <= self.rho < 1 or not 0 <= self.drift_share <= 1:
             raise ValueError(f"rho={self.rho}, drift_share={self.drift_share}: expected 0 <= rho < 1, 0 <= share <= 1")
+        if not 0 <= self.bots < 1 or self.duration_drift <= 0:
+            raise ValueError(
+                f"bots={self.bots}, duration_drift={self.duration_drift}: expected 0 <= bots < 1, a factor above 0"
+            )
+
+
+def world_hash(config: SimulatorConfig) -> str:
+    """Sixteen hexadecimal digits that name the world: equal configurations and code give equal worlds."""
+    document = json.dumps([_MODEL, asdict(config)], sort_keys=True, default=str)
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 class Simulator:
@@ -79,6 +117,7 @@ class Simulator:
         self._index = pd.Index(self._videos.table["item_id"].to_pylist())
         self._users = pd.Index(self._people.table["user_id"].to_pylist())
         self._responses = kuairand_responses(config.rho)
+        self._bots = np.sort(self._rng(_BOTS, 0).permutation(config.users)[: round(config.bots * config.users)])
         self._exposures, self._scale, self._sessions = organic_log(
             days=range(-config.history_days, 0),
             rng=lambda day: self._rng(_LOG, -day),
@@ -100,7 +139,11 @@ class Simulator:
 
     def drifts_on(self, day: int) -> bool:
         """Whether tastes change at the beginning of ``day``."""
-        return day == self.config.drift_day
+        return day in (self.config.drift_day, self.config.duration_drift_day)
+
+    def feedback_arrives(self, day: int) -> bool:
+        """Whether what people did on ``day`` is reported."""
+        return day not in self.config.outage_days
 
     def new_items(self, day: int) -> pa.Table:
         """ITEM rows uploaded at the beginning of ``day``; a large batch of trending topics on the drift day."""
@@ -114,11 +157,20 @@ class Simulator:
 
     def visitors(self, day: int) -> list[Visit]:
         """Who opens the app on ``day``, sorted by time."""
-        return self._sessions.plan(day).visits(self._users)
+        visits = self._sessions.plan(day).visits(self._users)
+        if not self._are_bots(day):
+            return visits
+        names = [str(self._users[row]) for row in self._bots]
+        people = [visit for visit in visits if visit.user_id not in set(names)]
+        bots = bot_visits(self._bots, names, self.config.seed, day, self._start_ms)
+        return sorted([*people, *bots], key=lambda visit: (visit.time_ms, visit.user_id))
 
     def watch(self, day: int, user_id: str, item_ids: list[str], time_ms: int, slot: int) -> Watched:
         """The user scrolls through the list from ``time_ms``; see ``World.watch``."""
         users, items = self._rows([user_id], item_ids, day)
+        if self._are_bots(day) and users[0] in self._bots:
+            swipe_ms = self.config.sessions.swipe_ms
+            return bot_watched(int(users[0]), items, self.config.seed, day, slot, time_ms, swipe_ms)
         z = self._z(users, items[None], day)[0]
         return self._sessions.watch(int(users[0]), items, z, self._videos.duration_ms[items], day, slot, time_ms)
 
@@ -133,6 +185,9 @@ class Simulator:
         duration = self._videos.duration_ms[items]
         return self._responses.expected_play_ms(self.true_affinity(user_ids, item_ids, day), duration)
 
+    def _are_bots(self, day: int) -> bool:
+        return bool(len(self._bots)) and day >= self.config.bot_day
+
     def _z(self, users: np.ndarray, items: np.ndarray, day: int) -> np.ndarray:
         return self._scale.z(self._affinity(users, items, day), bucket_of(self._videos.duration_ms[items]))
 
@@ -144,7 +199,9 @@ class Simulator:
         value = config.taste_weight * np.einsum("vt,vpt->vp", tastes, videos.topics[items])
         value += config.quality_weight * videos.quality[items]
         value += config.freshness_weight * np.exp(-np.maximum(day - videos.upload_day[items], 0) / 10)
-        mismatch = np.abs(np.log(videos.duration_ms[items] / 1000) - self._people.log_duration[users][:, None])
+        longer = config.duration_drift_day is not None and day >= config.duration_drift_day
+        liked = self._people.log_duration[users][:, None] + (np.log(config.duration_drift) if longer else 0.0)
+        mismatch = np.abs(np.log(videos.duration_ms[items] / 1000) - liked)
         value -= config.duration_weight * mismatch
         if config.drift_day is not None and drifted:
             stale = ~np.isin(videos.main[items], self._trending) & (videos.upload_day[items] < config.drift_day)

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from features.datasets.dataset import Dataset
 from features.schema import ITEM, TIME
+from features.world import heldout
 from features.world.responses import BUCKETS, DRAWN_FLAGS, AffinityScale, Responses, bucket_of
 from features.world.sessions import DAY_MS, SessionConfig, Sessions, find_rows
 from features.world.taste import Content, Rows, Taste, fit_taste, play_score
@@ -130,6 +131,10 @@ class UserModel:
         """Whether tastes change at the beginning of ``day``."""
         return day == self.config.drift_day
 
+    def feedback_arrives(self, day: int) -> bool:
+        """Always: the user model has no outages."""
+        return True
+
     def new_items(self, day: int) -> pa.Table:
         """ITEM rows of videos the log never showed, uploaded at the beginning of ``day``; a batch on the drift day."""
         items = self._dataset.items.filter(pa.array(self._release_day == day))
@@ -163,7 +168,8 @@ class UserModel:
     def calibration(self) -> dict[str, object]:
         """Predicted against observed on the log's last days, by a model fitted on the days before.
 
-        By decile of predicted affinity: mean play percentile within the duration bucket and share of long views.
+        ``deciles`` of predicted affinity, duration ``buckets`` and ``returns`` as ``features.world.heldout`` has them,
+        the ``correlation`` of predicted and observed play, and the mean gaps of deciles and of long views.
         """
         last_day = self._log.time_ms >= self._start_ms - self.config.holdout_days * DAY_MS
         train, test = self._log.take(~last_day), self._log.take(last_day)
@@ -173,9 +179,24 @@ class UserModel:
                 f"them: calibration needs {MINIMUM_ROWS} and 1; lower `holdout_days`"
             )
         fitted = _fit(train, Content.of(self._dataset.items), self.config)
-        taste = fitted.taste
+        taste, responses = fitted.taste, fitted.responses
         z = fitted.scale.z(taste.features(test.user, test.item) @ taste.weights, test.bucket)
-        return _calibration(fitted.responses, z, test)
+        rho = responses.rho[test.bucket]
+        expected = ndtr(rho * z / np.sqrt(2 - rho**2))
+        score = play_score(test.play_ms, test.duration_ms, test.bucket)
+        views, long_view = heldout.drawn(responses, z, test.duration_ms), test.flags["long_view"]
+        deciles = heldout.deciles(expected, views, score, long_view)
+        gaps = [abs(d["predicted_percentile"] - d["observed_percentile"]) * d["rows"] for d in deciles]
+        first_day = self._start_ms // DAY_MS - self.config.holdout_days
+        return {
+            "rows": len(z),
+            "correlation": _correlation(z, score, np.ones(len(z), bool)),
+            "mean_absolute_gap": sum(gaps) / len(z),
+            "deciles": deciles,
+            "buckets": heldout.buckets(views, test.play_ms, test.duration_ms, long_view),
+            "long_view": {"predicted": float(views.flags["long_view"].mean()), "observed": float(long_view.mean())},
+            "returns": heldout.returns(_activity(train), self._log.user, self._log.time_ms // DAY_MS, first_day),
+        }
 
     def _z(self, users: np.ndarray, items: np.ndarray, day: int) -> np.ndarray:
         """Affinity scores [U, I] of population rows and item rows."""
@@ -196,11 +217,7 @@ class UserModel:
 
     def _make_sessions(self) -> Sessions:
         log = self._log
-        days = log.time_ms // DAY_MS
-        active = pd.DataFrame({"user": log.user, "day": days}).drop_duplicates().groupby("user").size()
-        # Two pseudo-days of the mean user: nobody comes every day for certain.
-        length, mean = days.max() - days.min() + 1, active.mean()
-        activity = (active.reindex(self._population).to_numpy() + 2 * mean / length) / (length + 2)
+        activity = _activity(log)[self._population]
         hours = np.bincount(log.time_ms % DAY_MS // 3_600_000, minlength=24) + 1.0
         sessions = Sessions(
             seed=self.config.seed,
@@ -215,6 +232,17 @@ class UserModel:
         views = np.flatnonzero(row[log.user] >= 0)
         sessions.remember(row[log.user[views]], log.item[views])
         return sessions
+
+
+def _activity(log: _Log) -> np.ndarray:
+    """Share of days on which each user comes [U]; two pseudo-days of the mean user: nobody comes for certain."""
+    days = log.time_ms // DAY_MS
+    active = pd.DataFrame({"user": log.user, "day": days}).drop_duplicates().groupby("user").size()
+    length, mean = days.max() - days.min() + 1, active.mean()
+    shrunk: np.ndarray = (active.reindex(np.arange(len(log.users)), fill_value=0).to_numpy() + 2 * mean / length) / (
+        length + 2
+    )
+    return shrunk
 
 
 def _read_log(dataset: Dataset) -> _Log:
@@ -298,30 +326,3 @@ def _logistic(
     model = LogisticRegression(C=10.0, max_iter=300).fit(inputs, flag)
     play, affinity, *offsets = model.coef_[0]
     return model.intercept_[0] + np.array(offsets), float(play), float(affinity)
-
-
-def _calibration(responses: Responses, z: np.ndarray, test: _Log) -> dict[str, object]:
-    rho = responses.rho[test.bucket]
-    predicted = ndtr(rho * z / np.sqrt(2 - rho**2))
-    score = play_score(test.play_ms, test.duration_ms, test.bucket)
-    draws = np.random.default_rng(0).random((1 + len(DRAWN_FLAGS), len(z)))
-    long_view = responses.views(z, test.duration_ms, draws).flags["long_view"]
-    decile = np.minimum((pd.Series(predicted).rank(pct=True).to_numpy() * 10).astype(int), 9)
-    deciles = [
-        {
-            "rows": int((decile == k).sum()),
-            "predicted_percentile": float(predicted[decile == k].mean()),
-            "observed_percentile": float(ndtr(score[decile == k]).mean()),
-            "predicted_long_view": float(long_view[decile == k].mean()),
-            "observed_long_view": float(test.flags["long_view"][decile == k].mean()),
-        }
-        for k in range(10)
-        if (decile == k).any()
-    ]
-    gaps = [abs(d["predicted_percentile"] - d["observed_percentile"]) * d["rows"] for d in deciles]
-    return {
-        "rows": len(z),
-        "correlation": _correlation(z, score, np.ones(len(z), bool)),
-        "mean_absolute_gap": sum(gaps) / len(z),
-        "deciles": deciles,
-    }

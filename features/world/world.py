@@ -63,5 +63,8 @@ class World(Protocol):
         unknown user, or an item that is unknown or not uploaded yet.
         """
 
+    def feedback_arrives(self, day: int) -> bool:
+        """Whether what people did on ``day`` is reported; impressions always are."""
+
     def drifts_on(self, day: int) -> bool:
         """Whether tastes change at the beginning of ``day``."""

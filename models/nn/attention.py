@@ -14,10 +14,15 @@ G groups, R = H / G, D head width, d model width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.nn.fused import attend
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values [B, T, K, H, D] of the tokens already decoded in one layer."""
+FEW_TOKENS = 4
+"""Up to here element-wise products beat a fused kernel: one item; a session is longer."""
 
 
 class CrossAttention(nn.Module):
@@ -38,13 +43,10 @@ class CrossAttention(nn.Module):
         repeats = self.heads // groups
         query = self.query(x_BQd).view(b, q, groups, repeats, width).permute(0, 2, 3, 1, 4)
         query = query.reshape(b, groups, repeats * q, width)
-        scores = (query @ keys_BGSD.transpose(-1, -2)).float() * width**-0.5
         bias = bias_BS[:, None, None, None]
         if self.slope is not None:
             bias = bias + (self.slope[:, None] * age_BS[:, None]).view(b, groups, repeats, 1, s)
-        scores = scores.view(b, groups, repeats, q, s) + bias
-        weights = scores.softmax(-1).view(b, groups, repeats * q, s).to(values_BGSD.dtype)
-        mixed = (weights @ values_BGSD).view(b, groups, repeats, q, width)
+        mixed = attend(query, keys_BGSD, values_BGSD, bias).view(b, groups, repeats, q, width)
         return self.output(mixed.permute(0, 3, 1, 2, 4).reshape(b, q, -1))
 
 
@@ -61,15 +63,32 @@ class SelfAttention(nn.Module):
         """[B, T, P, d] and the cache including the new tokens; ``past`` may have T = 1 (BOS shared by all targets)."""
         b, t, p, d = x_BTPd.shape
         query, key, value = self.qkv(x_BTPd).view(b, t, p, 3, self.heads, d // self.heads).unbind(3)
-        if past is not None:
-            key = torch.cat([past[0].expand(b, t, *past[0].shape[2:]), key], 2)
-            value = torch.cat([past[1].expand(b, t, *past[1].shape[2:]), value], 2)
+        key, value = joined(past, key, value)
         seen = key.shape[2]
+        if seen > FEW_TOKENS:
+            hidden = None if p == 1 else ~looks_ahead(p, seen, x_BTPd.device)
+            mixed = F.scaled_dot_product_attention(
+                query.transpose(2, 3), key.transpose(2, 3), value.transpose(2, 3), attn_mask=hidden
+            )
+            return self.output(mixed.transpose(2, 3).reshape(b, t, p, d)), (key, value)
         scores = (query[:, :, :, None] * key[:, :, None]).sum(-1, dtype=torch.float32)  # [B, T, P, K, H]
         scores = scores * (d // self.heads) ** -0.5
         if p > 1:
-            future = torch.ones(p, seen, dtype=torch.bool, device=x_BTPd.device).triu(seen - p + 1)
-            scores = scores.masked_fill(future[..., None], -torch.inf)
+            scores = scores.masked_fill(looks_ahead(p, seen, x_BTPd.device)[..., None], -torch.inf)
         weights = scores.softmax(3).to(value.dtype)
         mixed = (weights[..., None] * value[:, :, None]).sum(3)  # [B, T, P, H, D]
         return self.output(mixed.reshape(b, t, p, d)), (key, value)
+
+
+def joined(past: Cache | None, key: Tensor, value: Tensor) -> Cache:
+    """Keys and values [B, T, K, H, D] after the past's; ``past`` may have T = 1 (BOS shared by all targets)."""
+    if past is None:
+        return key, value
+    b, t = key.shape[:2]
+    old_key, old_value = (part.expand(b, t, *part.shape[2:]) for part in past)
+    return torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+
+
+def looks_ahead(new: int, seen: int, device: torch.device) -> Tensor:
+    """bool [new, seen]: True where one of the ``new`` last tokens would see a later one."""
+    return torch.ones(new, seen, dtype=torch.bool, device=device).triu(seen - new + 1)

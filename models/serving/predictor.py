@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from kserve import InferRequest, InferResponse, Model
-from kserve.errors import ModelNotReady
+from kserve.errors import InvalidInput, ModelNotReady
 from prometheus_client import Counter, Gauge, Histogram
 
 from features.histories.context import Context, cold_context
@@ -133,6 +133,10 @@ class OneRecModel(Model):
         recommender = self.follower.recommender
         if recommender is None:
             raise NotReady(self.name, self.follower.reason)
+        try:
+            recommender.check_mode(query.options.mode)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
         if self._batcher is None:
             self._batcher = MicroBatcher(self._run)
         WAITING.labels(self.name).set(self._batcher.waiting)

@@ -1,10 +1,11 @@
 """The wire forms of a recommendation request: Open Inference Protocol v2 (REST, gRPC) and v1 ``:predict``.
 
 v2 inputs: ``user_id`` BYTES [B]; optional ``time_ms`` INT64 [B] (the request's clock, UTC ms), ``request_id`` BYTES
-[B], ``exclude`` BYTES [B, M] (item ids, "" pads). Parameters: num_items, beam_width, mode (beam | sample), temperature,
-seed, exclude_seen. v1: {"instances": [{"user_id", "time_ms", "request_id", "exclude": [...]}], "parameters": {...}}.
+[B], ``exclude`` BYTES [B, M] (item ids, "" pads). Parameters: num_items, beam_width, mode (beam | sample | session),
+temperature, seed, exclude_seen. v1: {"instances": [{"user_id", "time_ms", "request_id", "exclude": [...]}],
+"parameters": {...}}.
 KServe checks no shapes or types and answers 500 to wrong ones, so everything is checked here, with a 400 that says
-what was given and what is expected. Left out: session mode.
+what was given and what is expected.
 """
 
 import math
@@ -20,7 +21,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse
 from kserve.errors import InferenceError, InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 
-from models.serving.recommender import Recommendation
+from models.serving.recommender import MODES, Recommendation
 
 MAX_USERS = 128
 MAX_ITEMS = 100
@@ -28,7 +29,6 @@ MAX_BEAMS = 512
 MAX_EXCLUDED = 10_000
 MAX_ID = 128
 EARLIEST_MS, LATEST_MS = 946_684_800_000, 4_102_444_800_000  # the years 2000 to 2099
-MODES = ("beam", "sample")
 TRANSPORT_PARAMETERS = {"binary_data_output"}
 
 

@@ -4,8 +4,8 @@ Serving of OneRec-V2 (arXiv 2508.20900). Filters act inside the search: a SID al
 is never entered. A SID may name several items (there is no published rule for collisions); p(item | user) is taken as
 p(SID | user) * p(item | SID), the second factor being the item's smoothed share of its SID's popularity, so nothing is
 lost when SIDs are unique. ``log_probs`` are the model's own, per token, at temperature 1 and before any mask; in fp32
-they equal the trainer's recomputation within 1e-4, under bf16 autocast within 0.15. Left out: reward selection,
-session mode.
+they equal the trainer's recomputation within 1e-4, under bf16 autocast within 0.15. A session model (O1, arXiv
+2502.18965) also writes the list as a whole: there every token is given the items before it. Left out: reward selection.
 
 Shapes: B requests, W beams, L SID levels, n recommended items of one request.
 """
@@ -20,12 +20,17 @@ import torch
 from features.histories.context import Context, cold_context
 from models.bundle import Bundle
 from models.decoding.beam import Beams, beam_search
-from models.decoding.sample import sample
-from models.onerec_v2 import ContextKV
+from models.decoding.filter import LeafFilter, blocked_leaves
+from models.decoding.precision import for_serving
+from models.decoding.sample import Draw, sample
+from models.decoding.session import session_search
+from models.generator import ContextKV
+from models.onerec_session import OneRecSession
 from models.pathways import PATHWAYS, to_tensors
 
 MAX_CHUNK = 32
 """Requests per run of the model: bounds memory at the widest beam."""
+MODES = ("beam", "sample", "session")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class Recommendation:
 
     item_ids: list[str]
     scores: np.ndarray
-    """float32 [n], log p(item | user)."""
+    """float32 [n], log p(item | user), in a session given the items before it too."""
     sids: np.ndarray
     """int32 [n, L]."""
     log_probs: np.ndarray
@@ -50,8 +55,11 @@ class Recommender:
     def __init__(self, bundle: Bundle, *, bf16: bool = False) -> None:
         self.bundle = bundle
         self._bf16 = bf16
+        self._model = for_serving(bundle.model) if bf16 else bundle.model
         self._device = bundle.trie.sids.device
-        leaf = bundle.trie.leaf_of_item.cpu().numpy()
+        taken_down = bundle.catalogue.rows(sorted(bundle.blocked))
+        self._taken_down = taken_down[taken_down >= 0]
+        self._leaf = leaf = bundle.trie.leaf_of_item.cpu().numpy()
         weight = bundle.catalogue.popularity.astype(np.float64) + 1.0
         self._log_share = np.log(weight / np.bincount(leaf, weight, bundle.trie.leaves)[leaf]).astype(np.float32)
         self._offsets = bundle.trie.item_offsets.cpu().numpy()
@@ -72,11 +80,12 @@ class Recommender:
         """Up to ``num_items`` items for each of the B requests, fewer when nothing else may be served.
 
         ``mode`` "beam" takes the ``beam_width`` best SIDs, "sample" draws that many at ``temperature`` and keeps the
-        order of drawing (so the items shown follow the policy). ``exclude`` holds item ids per request;
-        ``exclude_seen`` adds those in the context. Raises ValueError for an unknown mode or lengths that differ.
+        order of drawing (so the items shown follow the policy); "session" takes the likeliest of ``beam_width`` whole
+        lists, which are no longer than the model's sessions, in the model's order. ``exclude`` holds item ids per
+        request; ``exclude_seen`` adds those in the context. Raises ValueError for a mode that is unknown or not this
+        model's, or lengths that differ.
         """
-        if mode not in ("beam", "sample"):
-            raise ValueError(f"mode is {mode!r}; expected 'beam' or 'sample'")
+        self.check_mode(mode)
         exclude = exclude if exclude is not None else [()] * len(context)
         if len(exclude) != len(context):
             raise ValueError(f"exclude has {len(exclude)} rows for {len(context)} requests")
@@ -84,11 +93,24 @@ class Recommender:
         found: list[Recommendation] = []
         for rows in _chunks(len(context)):
             part = context.take(rows)
-            allowed = self._allowed(part, exclude[rows], exclude_seen)
+            request, item = self._excluded(part, exclude[rows], exclude_seen)
             with torch.inference_mode(), self._precision():
+                allowed = self._filter(request, item, len(part))
                 beams = self._search(self._encode(part), allowed, mode, beam_width, temperature, generator)
-            found += self._expand(beams, allowed, num_items, by_score=mode == "beam")
+            showable = np.ones((len(part), len(self.bundle.catalogue)), bool)
+            showable[request, item] = False
+            found += self._expand(beams, showable, num_items, mode)
         return found
+
+    def check_mode(self, mode: str) -> None:
+        """Raises ValueError for an unknown mode, or sessions from a model that generates single items."""
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+        if mode == "session" and not isinstance(self._model, OneRecSession):
+            raise ValueError(
+                f"mode is 'session', but bundle {self.bundle.version} holds a model of single items; "
+                "use mode 'beam' or serve a session model"
+            )
 
     def legality(self, contexts: Context, samples: int = 16, seed: int = 0) -> float:
         """Share of unconstrained samples at temperature 1 whose SID names an item: a health metric of the model."""
@@ -96,7 +118,7 @@ class Recommender:
         generator = self._generator(seed)
         for rows in _chunks(len(contexts)):
             with torch.inference_mode(), self._precision():
-                drawn = sample(self.bundle.model, self._encode(contexts.take(rows)), None, samples, generator=generator)
+                drawn = sample(self._model, self._encode(contexts.take(rows)), None, samples, generator=generator)
                 legal += int((self.bundle.trie.locate(drawn.sids) >= 0).sum())
         return legal / max(len(contexts) * samples, 1)
 
@@ -107,7 +129,7 @@ class Recommender:
             raise ValueError(f"bundle {self.bundle.version} does not recommend: a cold request got {answer}")
 
     def _encode(self, context: Context) -> ContextKV:
-        return self.bundle.model.encode(to_tensors(context, self.bundle.catalogue, self._device))
+        return self._model.encode(to_tensors(context, self.bundle.catalogue, self._device))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
@@ -120,36 +142,44 @@ class Recommender:
             generator.manual_seed(seed)
         return generator
 
-    def _allowed(self, context: Context, exclude: Sequence[Collection[str]], exclude_seen: bool) -> np.ndarray:
-        """bool [B, items]: what may be shown to each request."""
-        allowed = np.ones((len(context), len(self.bundle.catalogue)), bool)
-        if exclude_seen:
-            for name in PATHWAYS:
-                item = getattr(context, name).item
-                request, slot = np.nonzero(item >= 0)
-                allowed[request, item[request, slot]] = False
-        request = np.repeat(np.arange(len(exclude)), [len(ids) for ids in exclude])
+    def _excluded(
+        self, context: Context, exclude: Sequence[Collection[str]], exclude_seen: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(request, item row) of everything that must not be shown; ids the catalogue does not know exclude nothing."""
         item = self.bundle.catalogue.rows([each for ids in exclude for each in ids])
-        allowed[request[item >= 0], item[item >= 0]] = False
-        return allowed
+        requests = [np.repeat(np.arange(len(exclude)), [len(ids) for ids in exclude])[item >= 0]]
+        items = [item[item >= 0]]
+        requests.append(np.repeat(np.arange(len(exclude)), len(self._taken_down)))
+        items.append(np.tile(self._taken_down, len(exclude)))
+        for name in PATHWAYS if exclude_seen else ():
+            seen = getattr(context, name).item
+            requests.append(np.nonzero(seen >= 0)[0])
+            items.append(seen[seen >= 0])
+        return np.concatenate(requests), np.concatenate(items)
+
+    def _filter(self, request: np.ndarray, item: np.ndarray, requests: int) -> LeafFilter:
+        trie = self.bundle.trie
+        blocked = blocked_leaves(self._leaf, trie.leaves, request, item, requests)
+        return LeafFilter.blocking(trie, torch.from_numpy(blocked).to(self._device))
 
     def _search(
         self,
         kv: ContextKV,
-        allowed: np.ndarray,
+        allowed: LeafFilter,
         mode: str,
         width: int,
         temperature: float,
         generator: torch.Generator,
     ) -> Beams:
-        model, trie = self.bundle.model, self.bundle.trie
-        leaves = trie.allow_items(torch.from_numpy(allowed).to(self._device))
+        model, trie = self._model, self.bundle.trie
+        if isinstance(model, OneRecSession) and mode == "session":
+            return session_search(model, kv, trie, width, allowed).best()
         if mode == "beam":
-            return beam_search(model, kv, trie, width, leaves)
-        return sample(model, kv, trie, width, temperature=temperature, generator=generator, allowed_leaves=leaves)
+            return beam_search(model, kv, trie, width, allowed)
+        return sample(model, kv, trie, width, draw=Draw(temperature=temperature), generator=generator, allowed=allowed)
 
-    def _expand(self, beams: Beams, allowed: np.ndarray, num_items: int, by_score: bool) -> list[Recommendation]:
-        """The best allowed items of each request's SIDs."""
+    def _expand(self, beams: Beams, allowed: np.ndarray, num_items: int, mode: str) -> list[Recommendation]:
+        """The best allowed items of each request's SIDs; a session has one item for each of its SIDs."""
         leaf, sids = beams.leaf.cpu().numpy(), beams.sids.to(torch.int32).cpu().numpy()
         log_probs = beams.log_probs.float().cpu().numpy()
         request, beam = _first_of_each(leaf)
@@ -163,9 +193,11 @@ class Recommender:
         request, beam, item, rank = request[servable], beam[servable], item[servable], rank[servable]
         scores = log_probs[request, beam].sum(-1) + self._log_share[item]
         # Beams compete by probability; samples keep their order, the first choice of every SID before any second one.
-        order = np.lexsort((beam, -scores, request) if by_score else (beam, rank, request))
+        order = np.lexsort((beam, -scores, request) if mode == "beam" else (beam, rank, request))
         bounds = np.searchsorted(request[order], np.arange(len(leaf) + 1))
-        best = [order[low : min(high, low + num_items)] for low, high in pairwise(bounds)]
+        most = np.minimum(num_items, (leaf >= 0).sum(1) if mode == "session" else num_items)
+        most = np.broadcast_to(most, len(leaf))
+        best = [order[low : min(high, low + n)] for (low, high), n in zip(pairwise(bounds), most, strict=True)]
         ids = self.bundle.catalogue.item_ids
         return [
             Recommendation(

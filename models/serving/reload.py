@@ -3,18 +3,21 @@
 The swap is one assignment; requests keep the recommender they began with, so every answer comes from exactly one
 version and the old one is freed when its last request is done. A bundle that is corrupt or does not load is refused
 with the reason and the old one stays. Object storage that is away changes nothing except readiness of a model
-that never loaded. Left out: deltas of the catalogue between bundles.
+that never loaded. Between bundles the follower applies the version's deltas the same way (``models.deltas``): new
+items and take-downs give a new catalogue and trie around the same model.
 """
 
 import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
 from features.storage import ObjectMissing, Storage, StorageUnavailable
 from models.bundle import Bundle, BundleCorrupt, fetch, read_alias
+from models.deltas import DeltaReader, Moved
 from models.serving.recommender import Recommender
 
 POLL_S = 1.0
@@ -25,6 +28,10 @@ LOADED = Counter("onerec_bundle_loaded_total", "Bundles put into service by a mo
 SERVING = Gauge(
     "onerec_bundle_serving", "1 for the version a model serves now, 0 for those before", ["model", "version"]
 )
+
+MOVED = Counter("onerec_catalogue_moved_total", "Times a server applied deltas of the catalogue", ["model"])
+ITEMS = Gauge("onerec_catalogue_items", "Items a model can name now, by kind", ["model", "kind"])
+UNAPPLIED = Gauge("onerec_catalogue_deltas_refused", "Deltas of the version in service that are unreadable", ["model"])
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +52,23 @@ class Follower:
         self._bf16 = bf16
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._deltas = DeltaReader(storage)
+        self._published: Bundle | None = None
+        self._moved: Moved | None = None
         self._refused: dict[str, tuple[float, float]] = {}  # version -> (no retry before, wait after the next refusal)
 
     @property
     def version(self) -> str | None:
         """The version in service."""
         return self.recommender.bundle.version if self.recommender else None
+
+    def catalogue(self) -> dict[str, Any]:
+        """For the status page: ``items``, how many are ``appended`` or ``blocked``, and how many ``deltas`` say so."""
+        moved = self._moved
+        if moved is None:
+            return {"items": 0, "appended": 0, "blocked": 0, "deltas": 0}
+        count = len(moved.bundle.catalogue)
+        return {"items": count, "appended": moved.appended, "blocked": moved.blocked, "deltas": len(moved.keys)}
 
     def start(self) -> None:
         """Polls from a daemon thread until ``stop``."""
@@ -70,7 +88,7 @@ class Follower:
                 elif version != self.version and (retry_refused or self._may_try(version)):
                     self._load(version)
                 elif version == self.version:
-                    self.reason = ""
+                    self._follow_deltas(version)
             except (StorageUnavailable, ObjectMissing, OSError) as error:
                 self._explain(str(error.args[0] if error.args else error))
 
@@ -86,7 +104,9 @@ class Follower:
         began = time.monotonic()
         try:
             bundle = Bundle.load(fetch(self._storage, version, self._cache), self._device)
-            recommender = Recommender(bundle, bf16=self._bf16)
+            # With its deltas from the first request on: what is taken down must not show even once.
+            moved = self._deltas.apply(bundle, self._deltas.keys(version))
+            recommender = Recommender(moved.bundle, bf16=self._bf16)
             recommender.warm_up()
         except (BundleCorrupt, ValueError, RuntimeError) as error:
             if isinstance(error, StorageUnavailable):
@@ -94,14 +114,38 @@ class Follower:
             self._refuse(version, error)
             return
         old = self.version
-        self.recommender = recommender
-        self.reason = ""
+        self._published = bundle
+        self._swap(moved, recommender)
         self._refused.pop(version, None)
         if old:
             SERVING.labels(self.name, old).set(0)
         SERVING.labels(self.name, version).set(1)
         LOADED.labels(self.name).inc()
         log.info("model %s serves %s (before: %s), loaded in %.1f s", self.name, version, old, time.monotonic() - began)
+
+    def _follow_deltas(self, version: str) -> None:
+        """Applies what storage lists for the version in service, when that changed."""
+        published, before, keys = self._published, self._moved, self._deltas.keys(version)
+        if published is None or before is None:
+            return
+        if keys != before.keys:
+            moved = self._deltas.apply(published, keys)
+            self._swap(moved, Recommender(moved.bundle, bf16=self._bf16))
+            MOVED.labels(self.name).inc()
+            log.info(
+                "model %s: %s with %d deltas, %d items appended, %d blocked",
+                *(self.name, version, len(keys), moved.appended, moved.blocked),
+            )
+        elif not before.problems:
+            self.reason = ""
+
+    def _swap(self, moved: Moved, recommender: Recommender) -> None:
+        self.recommender, self._moved, self.reason = recommender, moved, ""
+        if moved.problems:
+            self._explain("; ".join(moved.problems))
+        UNAPPLIED.labels(self.name).set(len(moved.problems))
+        for kind in ("items", "appended", "blocked"):
+            ITEMS.labels(self.name, kind).set(self.catalogue()[kind])
 
     def _refuse(self, version: str, error: Exception) -> None:
         wait = self._refused.get(version, (0.0, 10.0))[1]

@@ -113,6 +113,7 @@ class Rest(RESTServer):
                     "ready": model.follower.recommender is not None,
                     "reason": model.follower.reason,
                     "requests": model.requests,
+                    **model.follower.catalogue(),
                 }
                 for model in self._models
             },

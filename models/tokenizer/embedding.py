@@ -1,208 +1,170 @@
-"""Item embeddings for the tokenizer: what an item is, and who watches it (stand-in for V1, arXiv 2506.13695, 2.1.1).
+"""Item embeddings for the tokenizer: what an item is and who watches it, in one vector (V1, arXiv 2506.13695, 2.1.1).
 
-The paper compresses frozen multimodal features with a QFormer trained on item-to-item contrast and captions.
-This is the closed-form relative of those two objectives: a *content* part (hashed words, tags, author and
-music, TF-IDF per field, truncated SVD; log duration) and a *collaborative* part (positive pointwise mutual
-information of co-engagement inside user histories, truncated SVD; Levy and Goldberg 2014 show the kinship
-with contrastive training). An item without engagement gets its collaborative part predicted from its content
-by ridge regression, so a new upload lands beside the items it resembles. Left out: the QFormer, and pixels,
-speech and sentence encoders.
+``modalities`` turn what is known of an item into tokens, a ``qformer`` compresses them, ``alignment`` trains it on
+item-to-item contrast and captions. An item unseen in fit has no collaborative token and is placed by its content. An
+item of which nothing is known has the vector of the QFormer's null token: defined, and the same for all such items
+(``bare`` counts them). Left out: an encoder for pixels and speech, which plugs in as precomputed vectors.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from scipy import sparse
-from sklearn.linear_model import Ridge
-from sklearn.utils.extmath import randomized_svd
+import torch
 from threadpoolctl import threadpool_limits
 
-from models.tokenizer.interactions import item_rows, newest, strength, times, user_item
-from models.tokenizer.vocabulary import bucket, stable_hash
+from features.schema import ITEM, conform
+from models.tokenizer.alignment import (
+    AlignmentConfig,
+    Course,
+    Lesson,
+    Report,
+    align,
+    shape_of,
+    take,
+    to_inputs,
+    torch_threads,
+)
+from models.tokenizer.caption import captions
+from models.tokenizer.contrast import Fold, content_pairs, make_folds
+from models.tokenizer.modalities import Modality, Tokens, fit_modalities, restore_modalities
+from models.tokenizer.modalities.images import PATH, VECTOR
+from models.tokenizer.modalities.watched import Watched
+from models.tokenizer.qformer import QFormer
+from models.tokenizer.spread import Spread
 
-_HASHED = 8192  # columns of the hashed content features
-_FIELDS = {"tags": 1.0, "title": 1.0, "author_id": 0.7, "music_id": 0.3}  # ours; a field's weight in the content part
-# The weights below are ours: a compromise between KuaiRand-Pure, whose tags say little, and worlds rich in content.
-_CONTENT = 0.6  # length of the content part relative to the collaborative one
-_DURATION = 0.2  # one standard deviation of log duration, relative to the collaborative part
-_IMPRESSION = 0.2  # co-occurrence weight of a mere impression relative to a long view
-_CONFIDENCE = 5.0  # engagement at which an item's own statistics weigh as much as the prediction from content
-_HISTORY = 256  # latest exposures of a user that count: pairs grow with the square
-_RIDGE = 3.0
+_ROWS = 4096  # items encoded at a time
+_MODEL = "qformer."
+_MODALITY = "modality."
+_SPREAD = "spread."
 
 
 class ItemEmbedder:
-    """Maps ITEM rows to vectors float32 [n, dim]; ``arrays`` is its whole state, ready for safetensors."""
+    """Maps ITEM rows to unit vectors float32 [n, dim]; ``state_dict`` is its whole state, ready for safetensors."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self.arrays = arrays
+    def __init__(
+        self, config: AlignmentConfig, modalities: Mapping[str, Modality], model: QFormer, spread: Spread
+    ) -> None:
+        self.config, self.modalities, self.model, self.spread = config, dict(modalities), model.eval(), spread
+        self._latest: tuple[pa.Table, np.ndarray] | None = None
 
     @classmethod
-    def fit(cls, items: pa.Table, exposures: pa.Table, dim: int = 64, seed: int = 0) -> "ItemEmbedder":
+    def fit(
+        cls,
+        items: pa.Table,
+        exposures: pa.Table,
+        config: AlignmentConfig | None = None,
+        *,
+        keep: Path | None = None,
+        report: Report | None = None,
+    ) -> "ItemEmbedder":
         """Learns from the ITEM rows and the EXPOSURE rows of a period; equal inputs and seeds give equal vectors.
 
-        Raises ValueError when there are no items or ``dim`` is below 4.
+        ``keep`` is a folder for the checkpoint from which a killed fit goes on. Without any pair in the log, items of
+        like content are contrasted. Raises ValueError when there are no items, or nothing is known of any.
         """
-        if not items.num_rows or dim < 4:
-            raise ValueError(f"got {items.num_rows} items and dim {dim}; expected at least one item and dim 4 or more")
+        config = config or AlignmentConfig()
+        items = item_rows(items)
+        if not items.num_rows:
+            raise ValueError("got 0 items; expected at least one item to embed")
+        log, folds = make_folds(items, exposures, config.folds, config.dim, config.seed)
+        modalities = fit_modalities(config.modalities, config.text, items, log, config.seed)
+        if not modalities:
+            raise ValueError(
+                f"none of the {items.num_rows} items has any of {', '.join(config.modalities)}: nothing tells them "
+                "apart; give them titles, tags, authors or a log"
+            )
+        tokens = {name: modality.encode(items) for name, modality in modalities.items()}
+        words, vocabulary = captions(items)
+        course = Course(
+            tokens=tokens,
+            shape=shape_of(modalities, config),
+            lessons=_lessons(items, folds, "collaborative" in modalities),
+            captions=words,
+            vocabulary=vocabulary,
+        )
+        model = align(course, config, keep, report)
         with threadpool_limits(limits=1):  # several threads add the same numbers in another order
-            return cls(_fit(items, exposures, dim, seed))
+            return cls(config, modalities, model, Spread.fit(_vectors(model, tokens, config), config.spread))
 
     def encode(self, items: pa.Table) -> np.ndarray:
-        """Vectors float32 [n, dim]; items unseen in fit, or without engagement there, are placed by content alone."""
-        state = self.arrays
-        hashed = sparse.csr_matrix(_hashed(items).multiply(state["idf"]))
-        hashed = _normalise_fields(hashed, items.num_rows)
-        with threadpool_limits(limits=1):
-            content = _unit(hashed @ state["content"])
-            predicted = _unit(hashed @ state["ridge"] + state["intercept"])
-        collaborative = _blend(predicted, state, _keys(items.column("item_id").to_pylist()))
-        mean, deviation = state["duration"]
-        duration = (_log_duration(items) - mean) / deviation
-        parts = [collaborative, _CONTENT * content, _DURATION * np.clip(duration, -3, 3)[:, None]]
-        return np.hstack(parts).astype(np.float32)
+        """Unit vectors float32 [n, dim]; items unseen in fit, or without engagement there, are placed by content."""
+        items = item_rows(items)
+        if self._latest is not None and self._latest[0].equals(items):
+            return self._latest[1].copy()
+        vectors = np.empty((items.num_rows, self.config.dim), np.float32)
+        for start in range(0, items.num_rows, _ROWS):
+            part = self._tokens(items.slice(start, _ROWS))
+            with threadpool_limits(limits=1):
+                vectors[start : start + _ROWS] = self.spread(_vectors(self.model, part, self.config))
+        self._latest = items, vectors
+        return vectors.copy()
+
+    def bare(self, items: pa.Table) -> np.ndarray:
+        """bool [n]: items of which no modality knows anything."""
+        tokens = self._tokens(item_rows(items))
+        return ~np.any([np.zeros(items.num_rows, bool), *(part.mask.any(1) for part in tokens.values())], axis=0)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Arrays by name, for safetensors."""
-        return self.arrays
+        arrays = {_MODEL + name: value.numpy() for name, value in self.model.state_dict().items()}
+        for name, modality in self.modalities.items():
+            arrays |= {f"{_MODALITY}{name}.{part}": array for part, array in modality.state().items()}
+        return {**arrays, f"{_SPREAD}mean": self.spread.mean, f"{_SPREAD}matrix": self.spread.matrix}
 
     @classmethod
-    def from_state(cls, arrays: dict[str, np.ndarray]) -> "ItemEmbedder":
-        """The embedder that ``state_dict`` came from; raises ValueError naming missing arrays."""
-        missing = {"idf", "content", "ridge", "intercept", "duration", "keys", "observed", "trust"} - set(arrays)
-        if missing:
-            raise ValueError(f"the embedder's state lacks {sorted(missing)}; it holds {sorted(arrays)}")
-        return cls(dict(arrays))
+    def from_state(
+        cls, arrays: Mapping[str, np.ndarray], config: AlignmentConfig, modalities: list[str]
+    ) -> "ItemEmbedder":
+        """The embedder that ``state_dict`` came from, ``modalities`` its ``modalities`` names; raises ValueError."""
+        state = {name.removeprefix(_MODALITY): a for name, a in arrays.items() if name.startswith(_MODALITY)}
+        restored = restore_modalities(modalities, config.text, state)
+        model = QFormer(shape_of(restored, config))
+        weights = {
+            name.removeprefix(_MODEL): torch.from_numpy(np.array(array))
+            for name, array in arrays.items()
+            if name.startswith(_MODEL)
+        }
+        try:
+            model.load_state_dict(weights)
+            spread = Spread(arrays[f"{_SPREAD}mean"], arrays[f"{_SPREAD}matrix"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the embedder's state does not fit its configuration: {error}") from error
+        return cls(config, restored, model, spread)
+
+    def _tokens(self, items: pa.Table) -> dict[str, Tokens]:
+        return {name: modality.encode(items) for name, modality in self.modalities.items()}
 
 
-def _fit(items: pa.Table, exposures: pa.Table, dim: int, seed: int) -> dict[str, np.ndarray]:
-    content_dim = max(1, (dim - 1) * 3 // 8)
-    collaborative_dim = dim - 1 - content_dim
-    counted = _hashed(items)
-    frequency = np.asarray((counted > 0).sum(0)).ravel()
-    idf = (np.log((1 + items.num_rows) / (1 + frequency)) + 1).astype(np.float32)
-    hashed = _normalise_fields(sparse.csr_matrix(counted.multiply(idf)), items.num_rows)
-    content = _right_vectors(hashed, content_dim, seed)
-    observed, engagement = _collaborative(items, exposures, collaborative_dim, seed)
-    known = np.flatnonzero(np.linalg.norm(observed, axis=1) > 0)
-    ridge, intercept = np.zeros((hashed.shape[1], collaborative_dim)), np.zeros(collaborative_dim)
-    if len(known):
-        weight = engagement[known] / (engagement[known] + _CONFIDENCE)
-        model = Ridge(alpha=_RIDGE, solver="sparse_cg", tol=1e-4).fit(hashed[known], observed[known], weight)
-        ridge, intercept = model.coef_.reshape(collaborative_dim, -1).T, np.atleast_1d(model.intercept_)
-    keys = _keys([items.column("item_id")[int(row)].as_py() for row in known])
-    order = np.argsort(keys)
-    duration = _log_duration(items)
-    return {
-        "idf": idf,
-        "content": content.astype(np.float32),
-        "ridge": np.ascontiguousarray(ridge, np.float32),
-        "intercept": np.asarray(intercept, np.float32),
-        "duration": np.array([duration.mean(), max(float(duration.std()), 1e-3)], np.float32),
-        "keys": keys[order],
-        "observed": observed[known][order].astype(np.float32),
-        "trust": (engagement[known] / (engagement[known] + _CONFIDENCE))[order].astype(np.float32),
-    }
+@torch.no_grad()
+def _vectors(model: QFormer, tokens: Mapping[str, Tokens], config: AlignmentConfig) -> np.ndarray:
+    """The QFormer's unit vectors float32 [n, dim]."""
+    inputs = to_inputs(tokens)
+    n = len(next(iter(tokens.values())).mask)
+    with torch_threads(config.threads):
+        parts = [model(take(inputs, rows))[1] for rows in torch.arange(n).split(_ROWS)]
+        return np.asarray(torch.cat(parts).numpy())
 
 
-def _collaborative(items: pa.Table, exposures: pa.Table, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors [n, dim] from co-engagement (zero rows where there is none) and each item's engagement [n]."""
-    n = items.num_rows
-    users = pd.factorize(np.asarray(exposures.column("user_id").to_pylist(), object))[0]
-    rows = item_rows(exposures, items.column("item_id").to_pylist())
-    weight = strength(exposures, _IMPRESSION) * newest(users, times(exposures), _HISTORY)
-    engaged = user_item(users, rows, weight, (int(users.max(initial=-1)) + 1, n))
-    together = sparse.csr_matrix(engaged.T @ engaged)
-    together.setdiag(0)
-    together.eliminate_zeros()
-    mutual = _ppmi(together)
-    engagement = np.asarray(engaged.sum(0)).ravel()
-    if mutual.nnz == 0 or min(mutual.shape) <= dim:
-        return np.zeros((n, dim)), engagement
-    left, values, _ = randomized_svd(mutual, dim, n_iter=4, random_state=seed)
-    return _unit(left * np.sqrt(values)), engagement
+def item_rows(items: pa.Table) -> pa.Table:
+    """ITEM rows in the schema, with the optional image columns when they are there."""
+    rows = conform(items, ITEM)
+    for name in (VECTOR, PATH):
+        if name in items.column_names:
+            rows = rows.append_column(name, items.column(name))
+    return rows
 
 
-def _ppmi(together: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Positive pointwise mutual information, contexts smoothed by the usual power 3/4, symmetrised."""
-    pairs = together.tocoo()
-    total = np.asarray(together.sum(1)).ravel()
-    smoothed = total**0.75
-    smoothed = smoothed / max(smoothed.sum(), 1e-12)
-    row, column = pairs.row, pairs.col
-    forward = np.log(pairs.data / (total[row] * smoothed[column]))
-    backward = np.log(pairs.data / (total[column] * smoothed[row]))
-    mutual = (forward + backward) / 2
-    kept = mutual > 0
-    return sparse.csr_matrix((mutual[kept], (row[kept], column[kept])), shape=together.shape)
-
-
-def _blend(predicted: np.ndarray, state: dict[str, np.ndarray], keys: np.ndarray) -> np.ndarray:
-    """Unit vectors between what was observed of an item and what its content predicts, by its ``trust``."""
-    blended = predicted.astype(np.float64)
-    stored = state["keys"]
-    if len(stored):
-        place = np.minimum(np.searchsorted(stored, keys), len(stored) - 1)
-        found = stored[place] == keys
-        trust = state["trust"][place[found], None]
-        blended[found] = trust * state["observed"][place[found]] + (1 - trust) * predicted[found]
-    return _unit(blended)
-
-
-def _hashed(items: pa.Table) -> sparse.csr_matrix:
-    """Counts [n, fields x hashed] of the hashed names in each field of the items."""
-    rows: list[int] = []
-    columns: list[int] = []
-    for position, field in enumerate(_FIELDS):
-        for row, value in enumerate(items.column(field).to_pylist()):
-            names = _names(field, value)
-            rows.extend([row] * len(names))
-            columns.extend(position * _HASHED + bucket(name, _HASHED) for name in names)
-    shape = (items.num_rows, len(_FIELDS) * _HASHED)
-    return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
-
-
-def _names(field: str, value: str | Sequence[str] | None) -> list[str]:
-    if value is None:
-        return []
-    if field == "title":
-        return re.findall(r"\w+", str(value).lower())
-    return [value] if isinstance(value, str) else [name for name in value if name]
-
-
-def _normalise_fields(hashed: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
-    """Each field's columns scaled to unit length in every row, times the field's weight."""
-    scaled = []
-    for position, weight in enumerate(_FIELDS.values()):
-        block = hashed[:, position * _HASHED : (position + 1) * _HASHED]
-        length = np.sqrt(np.asarray(block.multiply(block).sum(1)).ravel())
-        scaled.append(sparse.diags_array(weight / np.maximum(length, 1e-9), shape=(n, n)) @ block)
-    return sparse.csr_matrix(sparse.hstack(scaled, format="csr"))
-
-
-def _right_vectors(hashed: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
-    """Top right singular vectors [columns, dim], zero-padded when the matrix has fewer."""
-    used = np.flatnonzero(np.asarray(np.abs(hashed).sum(0)).ravel())
-    vectors = np.zeros((hashed.shape[1], dim))
-    rank = min(dim, len(used), hashed.shape[0])
-    if rank:
-        _, _, right = randomized_svd(hashed[:, used], rank, n_iter=4, random_state=seed)
-        vectors[used, :rank] = right.T
-    return vectors
-
-
-def _log_duration(items: pa.Table) -> np.ndarray:
-    seconds = items.column("duration_ms").to_numpy().astype(np.float64) / 1000
-    return np.log1p(np.maximum(seconds, 0))
-
-
-def _keys(item_ids: Sequence[str]) -> np.ndarray:
-    """Stable int64 hashes of item ids, so that the state needs no strings."""
-    return np.fromiter((stable_hash(item_id) >> 1 for item_id in item_ids), np.int64, len(item_ids))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+def _lessons(items: pa.Table, folds: list[Fold], watched: bool) -> list[Lesson]:
+    if not any(len(fold.u2i) or len(fold.i2i) for fold in folds):
+        alike = content_pairs(items)
+        return [Lesson(pairs={"u2i": alike, "i2i": alike}, watched=None)]
+    taught = [fold for fold in folds if len(fold.u2i) or len(fold.i2i)]
+    return [
+        Lesson(
+            pairs={"u2i": fold.u2i, "i2i": fold.i2i},
+            watched=Watched.fit(items, fold.log).encode(items) if watched else None,
+        )
+        for fold in taught
+    ]

@@ -2,9 +2,11 @@
 
 Reconstruction error, codebook utilisation and token entropy in nats per level are the paper's; perplexity,
 Gini, dead codes, SID uniqueness and the semantic-neighbour hit rate tell whether the table is usable. Always
-judge recommendations by item: a collapsed tokenizer makes SID hits cheap.
+judge recommendations by item: a collapsed tokenizer makes SID hits cheap. ``codebook_report`` is all of it, as the
+JSON that ``models.tokenizer.card`` draws.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +15,86 @@ import pandas as pd
 import pyarrow as pa
 
 from models.tokenizer.interactions import item_rows, positive, times
+from models.tokenizer.vocabulary import Catalogue
+
+EXAMPLE_CODES = 12
+"""First-level codes that the report shows items of: the fullest, the emptiest and some between."""
+EXAMPLE_ITEMS = 8
+
+
+def codebook_report(
+    x: np.ndarray,
+    sids: np.ndarray,
+    codebooks: np.ndarray,
+    *,
+    catalogue: Catalogue | None = None,
+    pairs: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Every measure of SIDs [n, levels] of rows ``x`` [n, dim] under codebooks [levels, codes, dim], ready for JSON.
+
+    ``catalogue`` (its rows are those of ``x``) adds examples to read, ``pairs`` (rows, see ``neighbour_pairs``; best of
+    a time after the fit) the neighbour hit rate. Raises ValueError without rows or when shapes do not belong together.
+    """
+    levels, codes, dim = codebooks.shape
+    if not len(x) or x.shape != (len(sids), dim) or sids.shape[1] != levels:
+        raise ValueError(
+            f"rows {x.shape}, SIDs {sids.shape} and codebooks {codebooks.shape} do not belong together; expected "
+            "[n, dim], [n, levels] and [levels, codes, dim] with n >= 1"
+        )
+    variance = float(((x - x.mean(0)) ** 2).sum(1).mean())
+    rest, errors = np.array(x, np.float32), []
+    for level in range(levels):
+        rest -= codebooks[level][sids[:, level]]
+        errors.append(float((rest.astype(np.float64) ** 2).sum(1).mean()))
+    _, twin = np.unique(x, axis=0, return_inverse=True)
+    shared = np.unique(np.column_stack([twin.reshape(-1), sids]), axis=0)
+    report: dict[str, Any] = {
+        "items": len(x),
+        "levels": levels,
+        "codes": codes,
+        "duplicate_embeddings": int(len(x) - (twin.max() + 1)),
+        "inseparable_items": int(len(x) - len(shared)),
+        "mse": errors[-1],
+        "mse_share_of_variance": [error / max(variance, 1e-12) for error in errors],
+        **code_usage(sids, codes),
+    }
+    if pairs is not None:
+        report["neighbour_hit_rate"] = neighbour_hit_rate(sids, pairs)
+    if catalogue is not None:
+        report["examples"] = examples(catalogue)
+    return report
+
+
+def examples(catalogue: Catalogue, count: int = EXAMPLE_CODES) -> list[dict[str, Any]]:
+    """What some first-level codes hold, from the fullest code to the emptiest used one: titles and commonest tags.
+
+    Items are the most popular of the code; for a person to judge whether a code means something.
+    """
+    loads = np.bincount(catalogue.sids[:, 0], minlength=catalogue.codes)
+    order = np.argsort(-loads, kind="stable")[: int((loads > 0).sum())]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))] if len(order) else []
+    tags = catalogue.items.column("tags") if catalogue.items is not None else None
+    result = []
+    for code in chosen:
+        rows = np.flatnonzero(catalogue.sids[:, 0] == code)
+        rows = rows[np.argsort(-catalogue.popularity[rows], kind="stable")]
+        names = [] if tags is None else [tag for each in tags.take(rows).to_pylist() for tag in each or ()]
+        result.append(
+            {
+                "code": int(code),
+                "items": len(rows),
+                "titles": [catalogue.titles[row] for row in rows[:EXAMPLE_ITEMS]],
+                "tags": [[tag, count] for tag, count in Counter(names).most_common(5)],
+            }
+        )
+    return result
 
 
 def code_usage(sids: np.ndarray, codes: int) -> dict[str, Any]:
-    """Per-level utilisation, entropy (nats), perplexity, Gini and dead codes, and how far SIDs [n, levels] collide."""
+    """Per-level utilisation, entropy (nats), perplexity, Gini, dead codes and loads, and how SIDs [n, levels] collide.
+
+    ``items_of_a_sid[i]`` counts the SIDs that name i + 1 items.
+    """
     counts = np.stack([np.bincount(column, minlength=codes) for column in sids.T])
     shares = counts / counts.sum(1, keepdims=True)
     entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(1)
@@ -29,9 +107,11 @@ def code_usage(sids: np.ndarray, codes: int) -> dict[str, Any]:
         "perplexity": np.exp(entropy).tolist(),
         "gini": [_gini(row) for row in counts],
         "largest_cluster": counts.max(1).tolist(),
+        "loads": np.sort(counts, axis=1)[:, ::-1].tolist(),
         "unique_sid_share": float((groups == 1).sum() / len(sids)),
         "distinct_sids": len(groups),
         "largest_collision": int(groups.max()),
+        "items_of_a_sid": np.bincount(groups)[1:].tolist(),
     }
 
 

@@ -2,8 +2,8 @@
 
 Embeds items (``embedding``), quantises them (``residual``) and makes the ``Catalogue`` the model reads.
 Codebooks are frozen after ``fit``: new items are appended with the SIDs those codebooks give them, and
-existing SIDs never change. Left out: the trained QFormer, and re-fitting on a moving catalogue (a new
-bundle does that).
+existing SIDs never change. The file holds modalities, QFormer and codebooks, so whoever loads it can give a new
+item its SID. Left out: re-fitting on a moving catalogue (a new bundle does that).
 """
 
 import json
@@ -17,32 +17,33 @@ import pyarrow.compute as pc
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from features.schema import ITEM, conform
-from models.tokenizer.embedding import ItemEmbedder
+from models.tokenizer.alignment import AlignmentConfig, Report
+from models.tokenizer.embedding import ItemEmbedder, item_rows
 from models.tokenizer.interactions import popularity
-from models.tokenizer.kmeans import mse
-from models.tokenizer.quality import code_usage, neighbour_hit_rate, neighbour_pairs
+from models.tokenizer.quality import codebook_report, neighbour_pairs
 from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.vocabulary import Catalogue
 
-_FORMAT = "onerec-tokenizer-1"
+_FORMAT = "onerec-tokenizer-2"
 _HEADER = "tokenizer"
+_EMBEDDER = "embedder."
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Shape of the SIDs; the papers use 3 x 8192, public data usually 256, a few thousand items 64."""
+class TokenizerConfig(AlignmentConfig):
+    """Shape of the SIDs beside the embedding's; the papers use 3 x 8192, public data usually 256, the demo 64."""
 
     levels: int = 3
     codes: int = 64
-    dim: int = 64
     balanced: bool = True
+    slack: float = 0.05
+    """How far above the even share a balanced cluster may grow."""
     unique: bool = True
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.levels < 1 or self.codes < 2 or self.dim < 4:
-            raise ValueError(f"got {self}; expected at least 1 level, 2 codes and 4 dimensions")
+        super().__post_init__()
+        if self.levels < 1 or self.codes < 2:
+            raise ValueError(f"got {self.levels} levels of {self.codes} codes; expected at least 1 level and 2 codes")
 
 
 class Tokenizer:
@@ -59,35 +60,51 @@ class Tokenizer:
         return np.asarray(self.quantizer.codebooks, np.float32)
 
     @classmethod
-    def fit(cls, items: pa.Table, exposures: pa.Table, config: TokenizerConfig | None = None) -> "Tokenizer":
+    def fit(
+        cls,
+        items: pa.Table,
+        exposures: pa.Table,
+        config: TokenizerConfig | None = None,
+        *,
+        keep: Path | None = None,
+        report: Report | None = None,
+    ) -> "Tokenizer":
         """Learns embeddings and codebooks from ITEM and EXPOSURE rows; equal inputs and seeds give equal codebooks.
 
-        Raises ValueError when there are fewer items than codes or nothing tells the items apart.
+        ITEM tables may carry ``image_vector`` or ``image_path`` too. ``keep`` is a folder for the checkpoint from
+        which a killed fit goes on; ``report`` is called with the losses. Raises ValueError when there are fewer items
+        than codes or nothing tells the items apart.
         """
         config = config or TokenizerConfig()
-        items = conform(items, ITEM)
-        embedder = ItemEmbedder.fit(items, exposures, config.dim, config.seed)
+        if items.num_rows < config.codes:
+            raise ValueError(
+                f"got {items.num_rows} items for {config.codes} codes a level; give more items or ask for fewer codes"
+            )
+        embedder = ItemEmbedder.fit(items, exposures, config, keep=keep, report=report)
         quantizer = ResidualQuantizer.fit(
             embedder.encode(items),
             levels=config.levels,
             codes=config.codes,
             balanced=config.balanced,
+            slack=config.slack,
             seed=config.seed,
         )
         return cls(config, embedder, quantizer)
 
     def catalogue(self, items: pa.Table, exposures: pa.Table) -> Catalogue:
         """The catalogue of ``items`` with SIDs assigned together, and popularity from ``exposures``."""
-        items = conform(items, ITEM)
+        items = item_rows(items)
         sids = self.quantizer.assign(
             self.embedder.encode(items), balanced=self.config.balanced, unique=self.config.unique
         )
         liked = popularity(exposures, items.column("item_id").to_pylist())
-        return Catalogue.from_items(items, sids=sids, codes=self.config.codes, popularity=liked)
+        return Catalogue.from_items(
+            items, sids=sids, codes=self.config.codes, popularity=liked, codebook=self.quantizer.version
+        )
 
     def append(self, catalogue: Catalogue, new_items: pa.Table) -> Catalogue:
         """``catalogue`` with the ITEM rows it does not yet know; SIDs of existing items are untouched."""
-        new_items = conform(new_items, ITEM)
+        new_items = item_rows(new_items)
         known = catalogue.rows(new_items.column("item_id").to_pylist()) >= 0
         new_items = new_items.filter(pc.invert(pa.array(known, pa.bool_())))
         if not new_items.num_rows:
@@ -97,56 +114,54 @@ class Tokenizer:
             sids = self.quantizer.encode_beside(x, catalogue.sids)
         else:
             sids = self.quantizer.encode(x)
-        return catalogue.append(new_items, sids)
+        return catalogue.append(new_items, sids, codebook=self.quantizer.version)
 
     def quality(self, catalogue: Catalogue, items: pa.Table, exposures: pa.Table | None = None) -> dict[str, Any]:
-        """Measures of the SIDs of ``items``; with exposures (best: later than the fit) also the neighbour hit rate."""
-        items = conform(items, ITEM)
-        x = self.embedder.encode(items)
+        """Measures of the SIDs of ``items``; with exposures (best: later than the fit) also the neighbour hit rate.
+
+        JSON-able, and what ``card.html`` draws. Raises ValueError for items that are not in the catalogue.
+        """
+        items = item_rows(items)
         rows = catalogue.rows(items.column("item_id").to_pylist())
         if (rows < 0).any():
             raise ValueError(
                 f"{int((rows < 0).sum())} of {len(rows)} items are not in the catalogue; append them first"
             )
         sids = catalogue.sids[rows]
-        variance = float(((x - x.mean(0)) ** 2).sum(1).mean())
-        errors = [
-            mse(x, self.quantizer.reconstruct(sids[:, : level + 1]), np.arange(len(x)))
-            for level in range(self.quantizer.levels)
-        ]
-        report: dict[str, Any] = {
-            "items": len(x),
-            "duplicate_embeddings": len(x) - len(np.unique(x, axis=0)),
-            "mse": errors[-1],
-            "mse_share_of_variance": [error / max(variance, 1e-12) for error in errors],
-            **code_usage(sids, self.config.codes),
+        shown = Catalogue.from_items(items, sids=sids, codes=catalogue.codes, popularity=catalogue.popularity[rows])
+        pairs = neighbour_pairs(exposures, shown.item_ids) if exposures is not None else None
+        return {
+            "codebook": self.quantizer.version,
+            "modalities": ", ".join(self.embedder.modalities),
+            "items_without_modality": int(self.embedder.bare(items).sum()),
+            **codebook_report(self.embedder.encode(items), sids, self.codebooks, catalogue=shown, pairs=pairs),
         }
-        if exposures is not None:
-            report["neighbour_hit_rate"] = neighbour_hit_rate(
-                catalogue.sids, neighbour_pairs(exposures, catalogue.item_ids)
-            )
-        return report
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, arrays and a header of JSON; equal tokenizers give equal bytes.
 
         The header is one entry because safetensors writes several in an order of its own.
         """
-        arrays = {f"embedder.{name}": array for name, array in self.embedder.state_dict().items()}
+        arrays = {_EMBEDDER + name: array for name, array in self.embedder.state_dict().items()}
         arrays["codebooks"] = self.quantizer.codebooks
-        header = json.dumps({"format": _FORMAT, "config": asdict(self.config)}, sort_keys=True)
+        header = json.dumps(
+            {"format": _FORMAT, "config": asdict(self.config), "modalities": list(self.embedder.modalities)},
+            sort_keys=True,
+        )
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, {_HEADER: header})
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """The tokenizer that ``save`` wrote; raises ValueError when the file is something else."""
+        """The tokenizer that ``save`` wrote; raises ValueError for another file or another version."""
         with safe_open(path, framework="numpy") as stored:
             header: dict[str, Any] = json.loads((stored.metadata() or {}).get(_HEADER, "{}"))
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
         if header.get("format") != _FORMAT:
-            raise ValueError(f"{path} has the format {header.get('format')!r}; expected {_FORMAT!r}")
+            raise ValueError(
+                f"{path} has the tokenizer format {header.get('format')!r}; this release reads {_FORMAT!r}: load it "
+                f"with the release that wrote it, or train a new tokenizer"
+            )
         config = TokenizerConfig(**header["config"])
-        embedder = ItemEmbedder.from_state(
-            {name.removeprefix("embedder."): a for name, a in arrays.items() if name.startswith("embedder.")}
-        )
-        return cls(config, embedder, ResidualQuantizer(arrays["codebooks"]))
+        state = {name.removeprefix(_EMBEDDER): a for name, a in arrays.items() if name.startswith(_EMBEDDER)}
+        embedder = ItemEmbedder.from_state(state, config, header["modalities"])
+        return cls(config, embedder, ResidualQuantizer(arrays["codebooks"], config.slack))

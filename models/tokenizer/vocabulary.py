@@ -2,7 +2,8 @@
 
 One row an item; row numbers are the model's item index and never change: new items are appended with SIDs
 from the frozen codebooks (OneRec Technical Report, arXiv 2506.13695, 2.1.2; there is no published rule for
-collisions, so here a SID may name several items). The catalogue is stored as two Parquet tables, ``sids``
+collisions, so here a SID may name several items, or ``disambiguated`` adds a level that numbers them). The catalogue
+knows which codebooks its SIDs come from and refuses those of others. It is stored as two Parquet tables, ``sids``
 and ``items``, that move and roll back with the model. Left out: take-downs, and the search trie over the
 SIDs (``models.decoding``).
 """
@@ -39,11 +40,37 @@ def titles_of(items: pa.Table) -> list[str]:
     return [title or " ".join(tags or ()) or item_id for title, tags, item_id in zip(*columns, strict=True)]
 
 
+def disambiguated(sids: np.ndarray, codes: int, taken: np.ndarray | None = None) -> np.ndarray:
+    """SIDs int32 [n, levels + 1]: one more level that numbers the items of each SID [n, levels], in row order.
+
+    ``taken`` [m, levels + 1] are disambiguated SIDs of items that came before; their numbers are not given again.
+    Raises ValueError when a SID names more items than there are ``codes``.
+    """
+    before = np.zeros((0, sids.shape[1] + 1), np.int32) if taken is None else taken
+    everything = np.concatenate([before[:, :-1], sids])
+    _, group = np.unique(everything, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    start = np.zeros(int(group.max(initial=-1)) + 1, np.int64)
+    np.maximum.at(start, group[: len(before)], before[:, -1] + 1)
+    own = group[len(before) :]
+    order = np.argsort(own, kind="stable")
+    first = np.searchsorted(own[order], own[order])
+    number = np.empty(len(own), np.int64)
+    number[order] = np.arange(len(own)) - first + start[own[order]]
+    if len(number) and number.max() >= codes:
+        raise ValueError(
+            f"one SID names {number.max() + 1} items and a level has {codes} codes; use more codes or levels, or "
+            "unique SIDs"
+        )
+    return np.concatenate([sids, number[:, None]], axis=1).astype(np.int32)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Catalogue:
     """Items and their SIDs, row by row; ``codes`` is the codebook size, so every SID entry is in 0..codes-1.
 
-    ``items`` keeps the ITEM rows for storage; built from the other fields when it is not given.
+    ``items`` keeps the ITEM rows for storage; built from the other fields when it is not given. ``codebook`` is the
+    version of the codebooks that made the SIDs (``ResidualQuantizer.version``), empty when it is not known.
     """
 
     item_ids: list[str]
@@ -55,6 +82,7 @@ class Catalogue:
     popularity: np.ndarray  # float32 [n], see models.tokenizer.interactions.popularity
     titles: list[str]
     items: pa.Table | None = None
+    codebook: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.item_ids)
@@ -72,7 +100,13 @@ class Catalogue:
 
     @classmethod
     def from_items(
-        cls, items: pa.Table, *, sids: np.ndarray, codes: int, popularity: np.ndarray | None = None
+        cls,
+        items: pa.Table,
+        *,
+        sids: np.ndarray,
+        codes: int,
+        popularity: np.ndarray | None = None,
+        codebook: str = "",
     ) -> "Catalogue":
         """The catalogue of ITEM rows with their SIDs [n, levels]; popularity defaults to 0."""
         items = conform(items, ITEM)
@@ -89,6 +123,7 @@ class Catalogue:
             popularity=np.asarray(popularity, np.float32),
             titles=titles_of(items),
             items=items,
+            codebook=codebook,
         )
 
     def __len__(self) -> int:
@@ -108,11 +143,29 @@ class Catalogue:
         """Row of each id, int32 [len(item_ids)]; -1 where the item is unknown."""
         return self.index.get_indexer(pd.Index(item_ids, dtype=object)).astype(np.int32)
 
-    def append(self, items: pa.Table, sids: np.ndarray, popularity: np.ndarray | None = None) -> "Catalogue":
+    def items_of(self, sid: Sequence[int] | np.ndarray) -> list[str]:
+        """Ids of the items that ``sid`` names, in row order; empty when it names none."""
+        return [self.item_ids[row] for row in self._listing.get(tuple(int(code) for code in sid), ())]
+
+    @cached_property
+    def _listing(self) -> dict[tuple[int, ...], list[int]]:
+        listing: dict[tuple[int, ...], list[int]] = {}
+        for row, sid in enumerate(self.sids.tolist()):
+            listing.setdefault(tuple(sid), []).append(row)
+        return listing
+
+    def append(
+        self, items: pa.Table, sids: np.ndarray, popularity: np.ndarray | None = None, codebook: str = ""
+    ) -> "Catalogue":
         """This catalogue followed by new items; existing rows keep their numbers and SIDs.
 
-        Raises ValueError when an item is already here or a SID has another number of levels.
+        Raises ValueError when an item is already here, or a SID has other levels or comes from another codebook.
         """
+        if codebook and self.codebook and codebook != self.codebook:
+            raise ValueError(
+                f"the new SIDs come from codebook {codebook}, this catalogue's from {self.codebook}; encode the items "
+                "with the tokenizer of this catalogue's bundle, or refit and map the old SIDs"
+            )
         new = Catalogue.from_items(items, sids=sids, codes=self.codes, popularity=popularity)
         if len(new) and new.levels != self.levels:
             raise ValueError(f"the new SIDs have {new.levels} levels; this catalogue has {self.levels}")
@@ -128,6 +181,7 @@ class Catalogue:
             codes=self.codes,
             titles=self.titles + new.titles,
             items=pa.concat_tables([self._items(), new._items()]),
+            codebook=self.codebook,
             **{
                 name: np.concatenate([getattr(self, name), getattr(new, name)])
                 for name in ("sids", "author", "tag", "duration_ms", "popularity")
@@ -143,7 +197,8 @@ class Catalogue:
         ids = pa.array(self.item_ids, pa.string())
         offsets = pa.array(np.arange(len(self) + 1, dtype=np.int32) * self.levels)
         sids = pa.table({"item_id": ids, "sid": pa.ListArray.from_arrays(offsets, pa.array(self.sids.reshape(-1)))})
-        sids = sids.replace_schema_metadata({"codes": str(self.codes), "levels": str(self.levels)})
+        metadata = {"codes": str(self.codes), "levels": str(self.levels), "codebook": self.codebook}
+        sids = sids.replace_schema_metadata(metadata)
         items = self._items()
         for name, values in (("author_bucket", self.author), ("tag_bucket", self.tag), ("popularity", self.popularity)):
             items = items.append_column(name, pa.array(values))
@@ -162,7 +217,11 @@ class Catalogue:
         levels, codes = int(metadata[b"levels"]), int(metadata[b"codes"])
         flat = sids.column("sid").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         read = cls.from_items(
-            items, sids=flat.reshape(-1, levels), codes=codes, popularity=items.column("popularity").to_numpy()
+            items,
+            sids=flat.reshape(-1, levels),
+            codes=codes,
+            popularity=items.column("popularity").to_numpy(),
+            codebook=metadata.get(b"codebook", b"").decode(),
         )
         # The stored buckets are what the model was trained with; they win over today's hash.
         author, tag = (items.column(name).to_numpy().astype(np.int64) for name in ("author_bucket", "tag_bucket"))

@@ -24,9 +24,9 @@ from models.rewards.duration import DurationAdvantage, DurationConfig, duration_
 from models.tokenizer.vocabulary import Catalogue
 from models.training import checkpoint
 from models.training.data import Contexts, RunData
-from models.training.loop import Loss, Plan, fit, rank
+from models.training.loop import Loss, fit
 from models.training.ray import launch
-from models.training.stage import Example, Job, StageConfig, Workshop, rounded
+from models.training.stage import Example, Job, StageConfig, Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,34 +68,32 @@ def align(
     ray_address: str = "",
     name: str = "align",
     workers: int = 1,
+    store: str = "",
 ) -> dict[str, Any]:
     """Aligns the weights in folder ``init`` on the run's exposures; outputs and resumption as ``pretrain``."""
     model = checkpoint.read_config(init)
-    job = Job(stage="align", data=data, catalogue=catalogue, model=model, config=config, output=output, init=init)
+    job = Job(
+        stage="align",
+        data=data,
+        catalogue=catalogue,
+        model=model,
+        config=config,
+        output=output,
+        init=init,
+        store=store,
+    )
     return launch(train, job, ray_address=ray_address, name=name, workers=workers)
 
 
 def train(job: Job[AlignConfig]) -> dict[str, Any]:
     """What each worker runs."""
     shop = Workshop(job)
-    batches = shop.batches()
-    skipped = shop.skipped(batches)
     before = shop.measure()
     reward = advantages(shop.data, job.config)
-    training = job.fingerprint()
-    plan = Plan(
-        steps=shop.steps(batches),
-        example=lambda step: shop.example(batches(step + skipped)),
-        objective=_objective(shop, reward.advantage),
-        training=training,
-        guard=_guard(shop, before),
-    )
+    plan = shop.plan(shop.batches(), _objective(shop, reward.advantage), _guard(shop, before))
     metrics = fit(shop.model, plan, job.config, job.output)
-    if rank() == 0:
-        kept = {f"{name}_before": value for name, value in before.items() if name != "holdout/targets"}
-        metrics = rounded({**metrics, **reward.metrics, **kept, **shop.measure()})
-        checkpoint.finish(job.output, shop.model, job.model, training, metrics)
-    return metrics
+    kept = {f"{name}_before": value for name, value in before.items() if name != "holdout/targets"}
+    return shop.finish({**metrics, **reward.metrics, **kept})
 
 
 def _objective(shop: Workshop[AlignConfig], advantage: np.ndarray) -> Callable[[nn.Module, Example], Loss]:
@@ -105,13 +103,13 @@ def _objective(shop: Workshop[AlignConfig], advantage: np.ndarray) -> Callable[[
 
     def objective(model: nn.Module, example: Example) -> Loss:
         logits = model(example.context, example.targets)
-        ntp = ntp_loss(logits, example.targets, shop.of_exposures(weights, example))
+        ntp = ntp_loss(logits, example.targets, shop.of_exposures(weights, example), shop.model.level_loss)
         wanted = shop.of_exposures(advantage, example)
         old = shop.of_exposures(logged, example, padding=np.nan)
         gbpo, parts = gbpo_loss(logits, example.targets, wanted, old, example.mask)
         count = int((example.batch.items >= 0).sum())
         parts |= {"ntp": float(ntp.detach()), "gbpo": float(gbpo.detach()), "entropy": entropy(logits, example.mask)}
-        return Loss(ntp + config.gbpo_weight * gbpo, parts, count, count * levels)
+        return Loss(ntp + config.gbpo_weight * gbpo, parts, count, count * levels, weight=count)
 
     return objective
 
@@ -152,7 +150,7 @@ def kept_sessions(data: RunData, contexts: Contexts, drop: float) -> np.ndarray:
     worst = contexts.trainable[np.argsort(play, kind="stable")[: int(drop * len(play))]]
     keep = np.ones(len(grouped), np.float32)
     keep[worst] = 0
-    weights = np.empty(data.exposures.num_rows, np.float32)
+    weights = np.empty(len(data), np.float32)
     weights[grouped.rows] = np.repeat(keep, sizes)
     return weights
 
@@ -160,7 +158,7 @@ def kept_sessions(data: RunData, contexts: Contexts, drop: float) -> np.ndarray:
 def logged_log_probs(data: RunData, catalogue: Catalogue) -> np.ndarray:
     """float32 [N, L] as logged by the server for our own exposures whose SID still names the item, NaN elsewhere."""
     levels = catalogue.levels
-    logged = np.full((data.exposures.num_rows, levels), np.nan, np.float32)
+    logged = np.full((len(data), levels), np.nan, np.float32)
     rows = catalogue.rows(data.column("item_id"))
     lengths = (pc.list_value_length(data.exposures.column(name)) for name in ("sid", "log_probs"))
     complete = pc.and_(*(pc.equal(length, levels) for length in lengths))

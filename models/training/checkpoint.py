@@ -1,16 +1,17 @@
 """What training writes: an atomic checkpoint to resume from, and the finished stage's files.
 
-A checkpoint is *one* safetensors file (weights, optimizer moments; step and fingerprint in its header), replaced by
-rename, so a kill at any moment leaves the older or the newer one whole. No random state is stored: every step seeds
-itself (``models.training.loop``). A finished stage is model.safetensors, config.json, metrics.jsonl and, written last,
-metrics.json. safetensors and JSON only. Left out: sharded checkpoints for models larger than one device.
+A checkpoint is *one* safetensors file (weights, their running mean, optimizer moments; step and fingerprint in its
+header), replaced by rename, so a kill at any moment leaves the older or the newer one whole. No random state is stored:
+every step seeds itself (``models.training.loop``). A finished stage is model.safetensors, config.json, metrics.jsonl
+and, written last, metrics.json. safetensors and JSON only. Left out: one file per shard, for models that do not fit in
+one machine's memory.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.onerec_v2 import V2Config
+from models import architectures
+from models.generator import Generator, GeneratorConfig
+from models.training.device import barrier, rank
+from models.training.optimizer import Average
+from models.training.parallel import like, whole
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 LOG = "metrics.jsonl"
+DATA = ("exposures.parquet", "sequences/features.arrow", "sequences/lifelong_events.arrow")
+"""Files of a run's data that decide what is trained on."""
 
 
 class WrongCheckpoint(ValueError):
@@ -34,14 +41,14 @@ class WrongCheckpoint(ValueError):
 
 
 def fingerprint(
-    stage: str, config: Mapping[str, Any], model: V2Config, data: Path, sids: np.ndarray, init: Path | None
+    stage: str, config: Mapping[str, Any], model: GeneratorConfig, data: Path, sids: np.ndarray, init: Path | None
 ) -> dict[str, Any]:
     """Everything that decides a training's outcome, as JSON values: equal fingerprints may resume each other."""
-    files = {name: _sha256(data / f"{name}.parquet") for name in ("exposures", "features")}
+    files = {name: _sha256(data / name) for name in DATA}
     weights = _sha256(init / WEIGHTS) if init is not None else ""
     catalogue = hashlib.sha256(sids.tobytes()).hexdigest()
-    record = {"stage": stage, "config": dict(config), "model": asdict(model), "catalogue": catalogue, "init": weights}
-    decoded: dict[str, Any] = json.loads(json.dumps({**record, **files}))
+    record = {"stage": stage, "config": dict(config), "catalogue": catalogue, "init": weights}
+    decoded: dict[str, Any] = json.loads(json.dumps({**record, **architectures.to_json(model), **files}))
     return decoded
 
 
@@ -54,54 +61,73 @@ def finished(output: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     return metrics
 
 
-def finish(
-    output: Path, model: nn.Module, config: V2Config, training: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> None:
-    """Writes the stage's files, metrics.json last, and removes the checkpoint."""
-    _save(output / WEIGHTS, _weights(model), {})
-    write_json(output / CONFIG, {"architecture": "onerec_v2", "model": asdict(config), "training": dict(training)})
-    write_json(output / METRICS, metrics)
-    (output / CHECKPOINT).unlink(missing_ok=True)
+def finish(output: Path, model: Generator, training: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Writes the stage's files, metrics.json last, and removes the checkpoint. Every worker calls it, one writes."""
+    weights = _whole(model.state_dict())
+    if rank() == 0:
+        _write(output / WEIGHTS, weights, {})
+        write_json(output / CONFIG, {**architectures.to_json(model), "training": dict(training)})
+        write_json(output / METRICS, metrics)
+        (output / CHECKPOINT).unlink(missing_ok=True)
+    barrier()
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Replaces the checkpoint at ``path`` atomically; ``state`` is JSON-able."""
-    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value.detach().cpu() for name, value in values.items()}
-    _save(path, tensors, {"state": json.dumps(dict(state))})
+@dataclass(frozen=True)
+class Training:
+    """What a checkpoint holds of a training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
 
 
-def restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Loads the checkpoint into ``model`` and ``optimizer``; returns its state. Raises WrongCheckpoint."""
+def save(path: Path, training: Training, state: Mapping[str, Any]) -> None:
+    """Replaces the checkpoint at ``path`` atomically; ``state`` is JSON-able. Every worker calls it, one writes."""
+    tensors = {f"model.{name}": value for name, value in _whole(training.model.state_dict()).items()}
+    tensors |= {f"mean.{name}": value for name, value in _whole(training.average.mean).items()}
+    for index, values in training.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in _whole(values).items()}
+    if rank() == 0:
+        _write(path, tensors, {"state": json.dumps(dict(state))})
+    barrier()
+
+
+def restore(path: Path, training: Training, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads the checkpoint into ``training``; returns its state. Raises WrongCheckpoint."""
     with safe_open(path, "pt") as file:
         state: dict[str, Any] = json.loads(file.metadata()["state"])
     _check(path, state["training"], wanted)
-    moments: dict[int, dict[str, Tensor]] = {}
-    weights = {}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "mean": {}, "optimizer": {}}
     for key, value in load_file(path).items():
         kind, name = key.split(".", 1)
-        if kind == "model":
-            weights[name] = value
-        else:
-            index, name = name.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-    model.load_state_dict(weights)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        parts[kind][name] = value
+    current = training.model.state_dict()
+    training.model.load_state_dict({name: like(value, current[name]) for name, value in parts["model"].items()})
+    training.average.load({name: like(value, current[name]) for name, value in parts["mean"].items()})
+    _load_moments(training.optimizer, parts["optimizer"])
     return state
 
 
-def read_config(folder: Path) -> V2Config:
+def _load_moments(optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in stored.items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = like(value, parameters[int(index)]) if value.ndim else value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def read_config(folder: Path) -> GeneratorConfig:
     """The model configuration of a stage's output or of a bundle."""
-    return V2Config(**json.loads((folder / CONFIG).read_text())["model"])
+    return architectures.read_config(folder / CONFIG)
 
 
-def load_weights(model: nn.Module, folder: Path, config: V2Config) -> None:
+def load_weights(model: nn.Module, folder: Path, config: GeneratorConfig) -> None:
     """Loads the weights of a stage's output or of a bundle; raises ValueError when they are of another model."""
-    theirs = asdict(read_config(folder))
-    wrong = [name for name, value in asdict(config).items() if theirs[name] != value and name != "dropout"]
+    (kind, mine), (their_kind, theirs) = (architectures.describe(c) for c in (config, read_config(folder)))
+    if kind != their_kind:
+        raise ValueError(f"the weights in {folder} are of a {their_kind} model, not {kind}; use that preset")
+    wrong = [name for name, value in mine.items() if theirs[name] != value and name != "dropout"]
     if wrong:
         raise ValueError(
             f"the weights in {folder} are of a model with other {', '.join(wrong)}; "
@@ -117,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
     scratch.replace(path)
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     scratch = path.with_name(path.name + ".tmp")
     save_file({name: value.contiguous() for name, value in tensors.items()}, scratch, metadata)
     with scratch.open("rb") as file:
@@ -125,8 +151,8 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     scratch.replace(path)
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(value) for name, value in tensors.items()}
 
 
 def _check(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """A run's frozen data as batches: contexts strictly before each request, its exposures as targets.
 
 OneRec-V2 (arXiv 2508.20900, 2.2) trains on impressions in chronological order with the loss on the newest only: here a
-request's exposures are the targets, at most ten to a sample, and share the context taken at its first event.
-Short-term and positive pathways are folded from the log, static and lifelong ones are the point-in-time rows of
-features.parquet. Left out: streaming a log that does not fit in memory.
+request's exposures are the targets, at most ten to a sample, and share the context taken at its first event. Sequences
+and the request index are memory-mapped (``features.histories.sequences``): what stays in memory is a few integers a
+request, the tables of exposures and items are read when somebody asks for them. Left out: shuffling across windows.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,27 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.histories.context import Context, Pathway
-from features.histories.history import History
-from features.histories.lifelong import pathway_from_lists
+from features.histories.context import Context
 from features.histories.requests import Requests, requests
+from features.histories.sequences import Sequences, spans
 from features.histories.windows import Limits, is_positive
-from features.schema import EXPOSURE, conform, label_bits
+from features.schema import EXPOSURE, FLAGS, conform
 from models.tokenizer.vocabulary import Catalogue
 
 TARGETS = 10
 DAY_MS = 86_400_000
 HOLDOUT_SHARE = 0.4
 HOLDOUT_SEED = 0
-CHUNK = 8192
 OWN = "onerec"
 FOREIGN_REQUESTS = 30
 """From so many requests of other policies on, our own are not held out."""
+
+_TABLES = ("exposures", "items", "users")
+_MAPPED = ("play_ms", "duration_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,7 @@ class Holdout:
 
 def newest_day(exposures: pa.Table) -> int:
     """Start (UTC ms) of the last 24 hours of the log."""
-    times = exposures.column("event_time").cast(pa.int64()).to_numpy()
-    return int(times.max()) - DAY_MS + 1 if len(times) else 0
+    return _newest_day(exposures.column("event_time").cast(pa.int64()).to_numpy())
 
 
 def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED) -> np.ndarray:
@@ -62,16 +62,34 @@ def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, se
     Only requests that another policy than ours answered, when there are enough: on what it chose itself a model looks
     better than any other, and the model in production better than its successor.
     """
+    grouped, newest = requests(exposures), newest_day(exposures)
+    return _held_out(grouped, newest, _foreign(exposures), users_share=users_share, seed=seed)
+
+
+def _foreign(exposures: pa.Table) -> np.ndarray:
+    """bool [N]: exposures that another policy than ours chose."""
+    foreign: np.ndarray = pc.not_equal(exposures.column("source"), OWN).to_numpy()
+    return foreign
+
+
+def _newest_day(times_ms: np.ndarray) -> int:
+    return int(times_ms.max()) - DAY_MS + 1 if len(times_ms) else 0
+
+
+def _held_out(
+    grouped: Requests, newest: int, foreign: np.ndarray, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED
+) -> np.ndarray:
+    """``split_holdout`` of requests; ``foreign`` (bool [N]) marks the exposures of another policy than ours."""
     if not 0 <= users_share <= 1:
         raise ValueError(f"users_share is {users_share}; it must lie in [0, 1]")
-    grouped = requests(exposures)
-    users, names = pd.factorize(grouped.user_ids)
-    chosen = np.array([_hash(name, seed) < users_share for name in names], bool)
-    held = chosen[users] & (grouped.times_ms >= newest_day(exposures)) if len(names) else np.empty(0, bool)
-    source = exposures.column("source").to_pandas().to_numpy()[grouped.rows[grouped.offsets[:-1]]]
-    foreign = held & (source != OWN)
-    held = foreign if foreign.sum() >= FOREIGN_REQUESTS else held
-    mask = np.zeros(exposures.num_rows, bool)
+    recent = grouped.times_ms >= newest
+    chosen = np.zeros(len(grouped.users), bool)
+    asked = np.unique(grouped.user[recent])
+    chosen[asked] = [_hash(name, seed) < users_share for name in grouped.users.take(pa.array(asked)).to_pylist()]
+    held = recent & chosen[grouped.user] if len(grouped) else recent
+    others = held & foreign[grouped.rows[grouped.offsets[:-1]]]
+    held = others if others.sum() >= FOREIGN_REQUESTS else held
+    mask = np.zeros(len(foreign), bool)
     mask[grouped.rows] = np.repeat(held, np.diff(grouped.offsets))
     return mask
 
@@ -84,50 +102,80 @@ def _hash(user: str, seed: int) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunData:
-    """The tables of one run; ``features`` has one row per request that may be trained on."""
+    """The data of one run; rows of N exposures are the same in ``sequences`` and in the table ``exposures``."""
 
-    exposures: pa.Table
-    items: pa.Table
-    users: pa.Table
-    features: pa.Table
+    folder: Path
+    sequences: Sequences
 
     @classmethod
     def load(cls, folder: Path) -> "RunData":
-        """Reads exposures, items, users and features.parquet; raises FileNotFoundError naming what is missing."""
-        names = ("exposures", "items", "users", "features")
-        missing = [name for name in names if not (folder / f"{name}.parquet").exists()]
+        """Opens what the data stage wrote; raises FileNotFoundError naming what is missing."""
+        missing = [f"{name}.parquet" for name in _TABLES if not (folder / f"{name}.parquet").exists()]
         if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {', '.join(f'{name}.parquet' for name in missing)}; prepare the run's data first"
+            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; prepare the run's data first")
+        sequences = Sequences(folder / "sequences")
+        rows = pq.read_metadata(folder / "exposures.parquet").num_rows
+        if rows != len(sequences):
+            raise ValueError(
+                f"{folder} has {len(sequences)} events in sequences/ and {rows} rows in exposures.parquet; both must "
+                "come from one run's data"
             )
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in names}
-        tables["exposures"] = conform(tables["exposures"], EXPOSURE)
-        return cls(**tables)
+        return cls(folder=folder, sequences=sequences)
+
+    def __len__(self) -> int:
+        """How many exposures there are."""
+        return len(self.sequences)
 
     @cached_property
+    def exposures(self) -> pa.Table:
+        """The whole table (EXPOSURE): read it where rows are few, and columns where they are enough."""
+        return conform(pq.read_table(self.folder / "exposures.parquet"), EXPOSURE)
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """The catalogue (ITEM) when the data was frozen."""
+        return pq.read_table(self.folder / "items.parquet")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """All users (USER)."""
+        return pq.read_table(self.folder / "users.parquet")
+
+    @property
     def times_ms(self) -> np.ndarray:
         """int64 [N], event times of the exposures."""
-        times: np.ndarray = self.exposures.column("event_time").cast(pa.int64()).to_numpy()
-        return times
+        return self.sequences.events["time_ms"]
 
     @cached_property
     def held_out(self) -> np.ndarray:
         """bool [N]: exposures kept for evaluation, never targets of training."""
-        return split_holdout(self.exposures)
+        source = pq.read_table(self.folder / "exposures.parquet", columns=["source"])
+        return _held_out(self.sequences.requests, _newest_day(self.times_ms), _foreign(source))
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the exposures; strings as objects."""
-        values: np.ndarray = self.exposures.column(name).to_pandas().to_numpy()
+        """One column of the exposures; strings as objects, play times and durations mapped."""
+        if name in _MAPPED:
+            return self.sequences.events[name]
+        if name in FLAGS:
+            flags: np.ndarray = (self.sequences.events["labels"] >> FLAGS.index(name)) & 1 != 0
+            return flags
+        table = pq.read_table(self.folder / "exposures.parquet", columns=[name])
+        values: np.ndarray = table.column(name).to_pandas().to_numpy()
         return values
 
     def positive(self) -> np.ndarray:
         """bool [N]: exposures with high engagement."""
-        labels = np.asarray(label_bits(self.exposures), np.int64)
-        return is_positive(self.column("play_ms"), self.column("duration_ms"), labels)
+        events = self.sequences.events
+        return is_positive(events["play_ms"], events["duration_ms"], events["labels"])
+
+    def watched_seconds(self) -> np.ndarray:
+        """float32 [N]: play time; a row of a log without play times (duration 0) is 1 s when positive, else 0."""
+        played = (self.column("play_ms") / 1000).astype(np.float32)
+        return np.where(self.column("duration_ms") > 0, played, self.positive().astype(np.float32))
 
     def before_newest_day(self) -> pa.Table:
         """Exposures before the last 24 hours: what a baseline may be fitted on."""
-        return self.exposures.filter(pa.array(self.times_ms < newest_day(self.exposures)))
+        return self.exposures.filter(pa.array(self.times_ms < _newest_day(self.times_ms)))
 
     def holdout(self, catalogue: Catalogue, limits: Limits | None = None) -> Holdout:
         """The held-out requests, ready to be evaluated."""
@@ -136,74 +184,47 @@ class RunData:
         chosen = contexts.trainable[self.held_out[grouped.rows[grouped.offsets[contexts.trainable]]]]
         items, positive = self.column("item_id"), self.positive()
         rows = [grouped.rows_of(request) for request in chosen]
-        seen = self._seen(grouped.user_ids[chosen], grouped.times_ms[chosen])
+        seen = self._seen(grouped.user[chosen], grouped.times_ms[chosen], items)
         return Holdout(
             context=contexts.of(chosen),
-            user_ids=grouped.user_ids[chosen].tolist(),
+            user_ids=grouped.users.take(pa.array(grouped.user[chosen])).to_pylist(),
             times_ms=grouped.times_ms[chosen],
             seen=seen,
             relevant=[set(items[r[positive[r]]]) - before for r, before in zip(rows, seen, strict=True)],
         )
 
-    def _seen(self, user_ids: np.ndarray, times_ms: np.ndarray) -> list[set[str]]:
-        """Items each user saw strictly before the time given."""
-        wanted = pd.Index(np.unique(user_ids.astype(object)))
-        users, items = self.column("user_id"), self.column("item_id")
-        rows = np.flatnonzero(wanted.get_indexer(pd.Index(users)) >= 0)
-        of_user = pd.Series(rows).groupby(users[rows]).indices
-        result = []
-        for user, time in zip(user_ids, times_ms, strict=True):
-            own = rows[of_user[user]]
-            result.append(set(items[own[self.times_ms[own] < time]]))
-        return result
+    def _seen(self, user: np.ndarray, times_ms: np.ndarray, items: np.ndarray) -> list[set[str]]:
+        """Items each user (a row of the sequences) saw strictly before the time given."""
+        events = self.sequences.events
+        start, end = (np.searchsorted(events["user"], user, side) for side in ("left", "right"))
+        return [
+            set(items[first : first + np.searchsorted(events["time_ms"][first:last], time)])
+            for first, last, time in zip(start, end, times_ms, strict=True)
+        ]
 
 
 class Contexts:
     """Contexts of a run's requests, built for any of them at a time.
 
-    ``requests`` are all requests of the log, ``trainable`` (int64, ascending) those that features.parquet covers.
-    Raises ValueError when features.parquet names a request that the exposures do not have.
+    ``requests`` are all requests of the log, ``trainable`` (int64, ascending) those that have point-in-time features.
     """
 
     def __init__(self, data: RunData, catalogue: Catalogue, limits: Limits) -> None:
-        self.limits = limits
-        self.requests: Requests = requests(data.exposures)
-        self.history = History.from_exposures(data.exposures, catalogue.index)
-        table = data.features
-        log = pd.MultiIndex.from_arrays([self.requests.user_ids, self.requests.request_ids])
-        wanted = pd.MultiIndex.from_arrays([table.column(n).to_pandas() for n in ("user_id", "request_id")])
-        found = log.get_indexer(wanted)
-        if (found < 0).any():
-            raise ValueError(
-                f"features.parquet has {(found < 0).sum()} requests that exposures.parquet lacks, first "
-                f"{wanted[int(np.argmax(found < 0))]}; both must come from one run's data"
-            )
-        order = np.argsort(found)
-        self.trainable = found[order].astype(np.int64)
-        table = table.take(pa.array(order))
-        times = self.requests.times_ms[self.trainable]
-        static = table.column("static").combine_chunks()
-        self._static = static.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(len(table), -1)
-        self._lifelong = _lifelong(table, times, catalogue, limits.lifelong)
-        self._row = np.full(len(self.requests), -1)
-        self._row[self.trainable] = np.arange(len(table))
+        self.limits, self.catalogue = limits, catalogue
+        self.requests: Requests = data.sequences.requests
+        self.trainable = data.sequences.trainable
+        self._sequences = data.sequences
+        self.item_rows = catalogue.rows(data.items.column("item_id").to_pylist()).astype(np.int32)
+        """int32, the catalogue's row of each of the run's items, -1 unknown."""
 
     def of(self, chosen: np.ndarray) -> Context:
         """The contexts of the requests numbered ``chosen`` (all of them trainable)."""
-        row = self._row[chosen]
-        assert (row >= 0).all(), "a request without features has no context"
-        users, times = self.requests.user_ids[chosen], self.requests.times_ms[chosen]
-        short, positive = self.history.context_pathways(users, times, self.limits)
-        return Context(static=self._static[row], short=short, positive=positive, lifelong=self._lifelong.take(row))
-
-
-def _lifelong(table: pa.Table, times_ms: np.ndarray, catalogue: Catalogue, limit: int) -> Pathway:
-    """Pathway [R, limit] of all rows, in chunks to bound the memory that strings take."""
-    parts = [
-        pathway_from_lists(table.slice(first, CHUNK), times_ms[first : first + CHUNK], catalogue.index, limit)
-        for first in range(0, table.num_rows, CHUNK)
-    ]
-    return Pathway.concat(parts) if parts else Pathway.empty(0, limit)
+        return Context(
+            static=self._sequences.static(chosen),
+            short=self._sequences.short(chosen, self.item_rows, self.limits.short),
+            positive=self._sequences.positive(chosen, self.item_rows, self.limits.positive),
+            lifelong=self._sequences.lifelong(chosen, self.item_rows, self.limits.lifelong),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +258,12 @@ class Batches:
         rank: int = 0,
         workers: int = 1,
     ) -> None:
+        if contexts.catalogue is not catalogue:
+            raise ValueError("the contexts were made for another catalogue; build both from the same one")
         self.contexts = contexts
-        self._items = catalogue.rows(data.column("item_id"))
-        self._request, self._targets = _samples(contexts, select & (self._items >= 0))
+        item = data.sequences.events["item"]
+        self._items = np.where(item >= 0, contexts.item_rows[item], -1) if len(contexts.item_rows) else item
+        self._samples = _Samples.of(contexts, select & (self._items >= 0))
         self._batch, self._window, self._seed = batch_requests, shuffle_window, seed
         self._rank, self._workers = rank, workers
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -248,13 +272,13 @@ class Batches:
 
     def __len__(self) -> int:
         """Steps in an epoch; a last batch too small for every worker is left out."""
-        full, rest = divmod(len(self._request), self._batch)
+        full, rest = divmod(len(self._samples.request), self._batch)
         return full + (rest >= self._workers and rest > 0)
 
     @property
     def examples(self) -> int:
         """Target exposures in an epoch."""
-        return int((self._targets >= 0).sum())
+        return len(self._samples.rows)
 
     def rows(self, step: int) -> np.ndarray:
         """The samples of ``step`` that this worker trains on."""
@@ -266,31 +290,44 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         """The batch of ``step``, counted over epochs."""
         rows = self.rows(step)
-        targets = self._targets[rows]
-        targets = targets[:, : max(int((targets >= 0).sum(1).max(initial=1)), 1)]
+        targets = self._samples.targets(rows)
         items = np.where(targets >= 0, self._items[targets], -1).astype(np.int32)
-        return Batch(context=self.contexts.of(self._request[rows]), items=items, exposures=targets)
+        return Batch(context=self.contexts.of(self._samples.request[rows]), items=items, exposures=targets)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        n = len(self._request)
+        n = len(self._samples.request)
         window = np.arange(n) // self._window
         return np.lexsort((np.random.default_rng((self._seed, epoch)).random(n), window))
 
 
-def _samples(contexts: Contexts, select: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Request of each sample int64 [M], in order of time, and its exposure rows int64 [M, TARGETS], -1 padded."""
-    grouped = contexts.requests
-    request = np.repeat(np.arange(len(grouped)), np.diff(grouped.offsets))
-    trainable = np.zeros(len(grouped), bool)
-    trainable[contexts.trainable] = True
-    keep = trainable[request] & select[grouped.rows]
-    request, rows = request[keep], grouped.rows[keep]
-    if not len(rows):
-        return np.empty(0, np.int64), np.empty((0, TARGETS), np.int64)
-    starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.r_[starts, len(rows)]))
-    first = place % TARGETS == 0
-    sample = np.cumsum(first) - 1
-    targets = np.full((int(sample[-1]) + 1, TARGETS), -1, np.int64)
-    targets[sample, place % TARGETS] = rows
-    return request[first], targets
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """M samples in order of time: each a request and a slice of at most TARGETS of the selected exposures."""
+
+    request: np.ndarray
+    """int64 [M]"""
+    start: np.ndarray
+    """int64 [M + 1], slices of ``rows``."""
+    rows: np.ndarray
+    """int64, the selected exposures by request."""
+
+    @classmethod
+    def of(cls, contexts: Contexts, select: np.ndarray) -> "_Samples":
+        grouped = contexts.requests
+        trainable = np.zeros(len(grouped), bool)
+        trainable[contexts.trainable] = True
+        keep = np.repeat(trainable, np.diff(grouped.offsets)) & select[grouped.rows]
+        counts = np.diff(np.r_[0, np.cumsum(keep)][grouped.offsets])
+        pieces = -(-counts // TARGETS)  # the ceiling
+        request = np.repeat(np.arange(len(grouped)), pieces)
+        place = spans(np.zeros(len(pieces), np.int64), pieces)
+        first = (np.cumsum(counts) - counts)[request] + place * TARGETS
+        rows = grouped.rows[keep]
+        return cls(request=request, start=np.r_[first, len(rows)], rows=rows)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        """int64 [B, T], the exposures of each sample, -1 padded to the longest of them (at least 1)."""
+        first, count = self.start[samples], self.start[samples + 1] - self.start[samples]
+        place = np.arange(max(int(count.max(initial=1)), 1))
+        inside = place < count[:, None]
+        return np.where(inside, self.rows[np.where(inside, first[:, None] + place, 0)], -1)

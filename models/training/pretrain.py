@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from models.generator import GeneratorConfig
 from models.objectives.ntp import ntp_loss
-from models.onerec_v2 import V2Config
 from models.tokenizer.vocabulary import Catalogue
-from models.training import checkpoint
-from models.training.loop import Loss, Plan, fit, rank
+from models.training.loop import Loss, fit
 from models.training.ray import launch
-from models.training.stage import Example, Job, StageConfig, Workshop, rounded
+from models.training.stage import Example, Job, StageConfig, Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class PretrainConfig(StageConfig):
 def pretrain(
     data: Path,
     catalogue: Catalogue,
-    model: V2Config,
+    model: GeneratorConfig,
     config: PretrainConfig,
     output: Path,
     *,
@@ -37,12 +36,14 @@ def pretrain(
     ray_address: str = "",
     name: str = "pretrain",
     workers: int = 1,
+    store: str = "",
 ) -> dict[str, Any]:
     """Trains on the run's data into ``output`` (model.safetensors, config.json, metrics.json, metrics.jsonl).
 
     ``init`` is a folder whose weights to go on from; without it code embeddings start from ``code_vectors``. With
-    ``ray_address`` it is a Ray Train job of ``workers``, else it runs in this process. A rerun resumes; a finished one
-    returns its metrics. Raises TrainingDiverged.
+    ``ray_address`` it is a Ray Train job of ``workers``, else it runs in this process. A rerun resumes, from the copy
+    under ``store`` in object storage when this machine has no checkpoint; a finished one returns its metrics.
+    Raises TrainingDiverged.
     """
     job = Job(
         stage="pretrain",
@@ -53,6 +54,7 @@ def pretrain(
         output=output,
         init=init,
         code_vectors=code_vectors,
+        store=store,
     )
     return launch(train, job, ray_address=ray_address, name=name, workers=workers)
 
@@ -61,23 +63,13 @@ def train(job: Job[PretrainConfig]) -> dict[str, Any]:
     """What each worker runs."""
     shop = Workshop(job)
     batches = shop.batches()
-    skipped = shop.skipped(batches)
-    training = job.fingerprint()
 
     def objective(model: nn.Module, example: Example) -> Loss:
         logits = model(example.context, example.targets)
         weights = shop.of_exposures(shop.weights, example)
         count = int((example.batch.items >= 0).sum())
-        return Loss(ntp_loss(logits, example.targets, weights), {}, count, count * job.model.levels)
+        value = ntp_loss(logits, example.targets, weights, shop.model.level_loss)
+        return Loss(value, {}, count, count * job.model.levels, weight=float(weights.sum()))
 
-    plan = Plan(
-        steps=shop.steps(batches),
-        example=lambda step: shop.example(batches(step + skipped)),
-        objective=objective,
-        training=training,
-    )
-    metrics = fit(shop.model, plan, job.config, job.output)
-    if rank() == 0:
-        metrics = rounded({**metrics, **shop.measure(), "exposures_per_epoch": batches.examples})
-        checkpoint.finish(job.output, shop.model, job.model, training, metrics)
-    return metrics
+    metrics = fit(shop.model, shop.plan(batches, objective), job.config, job.output)
+    return shop.finish({**metrics, "exposures_per_epoch": batches.examples})

@@ -1,20 +1,31 @@
-"""What people see of a training: metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere."""
+"""What people see of a training: metrics.jsonl, TensorBoard events, Ray's metrics, and a progress bar on a terminal or
+plain lines elsewhere.
+
+metrics.jsonl is the record; the others are views of it. Left out: experiment trackers as services.
+"""
 
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
 
 from models.training.checkpoint import LOG
 
 LINE_SECONDS = 10
 POLL_SECONDS = 0.5
+EVENTS = "tensorboard"
+"""Folder of TensorBoard's event files, below the output."""
+Sink = Callable[[dict[str, Any]], None]
+_SINK: ContextVar[Sink | None] = ContextVar("sink", default=None)
 
 
 class Display:
@@ -25,8 +36,11 @@ class Display:
         self._bar: Progress | None = None
 
     def show(self, record: Mapping[str, float]) -> None:
-        """The newest record; needs ``step``, ``steps``, ``loss`` and ``examples_per_s``."""
-        line = f"loss {record['loss']:.4f}  {record['examples_per_s']:,.0f} exposures/s"
+        """The newest record; needs ``step``, ``steps``, ``loss`` and one of ``tokens_per_s`` and ``pairs_per_s``."""
+        name, unit = ("pairs_per_s", "pairs") if "pairs_per_s" in record else ("tokens_per_s", "target tokens")
+        line = f"loss {record['loss']:.4f}  {record[name]:,.0f} {unit}/s"
+        if record.get("mfu"):
+            line += f"  MFU {record['mfu']:.1%}"
         if sys.stderr.isatty():
             self._advance(record, line)
         elif record["step"] == record["steps"] or time.perf_counter() - self._shown >= LINE_SECONDS:
@@ -49,8 +63,24 @@ class Display:
             self._bar.stop()
 
 
+@contextmanager
+def reporting(sink: Sink) -> Iterator[None]:
+    """Gives the trainings inside the block a ``sink`` for the record at every checkpoint.
+
+    Not for every record: Ray takes in one report of a worker in two seconds, and the worker waits for it.
+    """
+    token = _SINK.set(sink)
+    try:
+        yield
+    finally:
+        _SINK.reset(token)
+
+
 class Log:
-    """Appends records to ``output``/metrics.jsonl and shows them; records after ``step`` are dropped at the start."""
+    """Appends records to ``output``/metrics.jsonl and shows them; records after ``step`` are dropped at the start.
+
+    Only the worker with ``write`` writes.
+    """
 
     def __init__(self, output: Path, steps: int, step: int, *, write: bool) -> None:
         self._path, self._steps, self._write = output / LOG, steps, write
@@ -59,21 +89,33 @@ class Log:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             self._path.write_text("".join(line + "\n" for line in kept))
+            self._events = SummaryWriter(str(output / EVENTS), purge_step=step + 1)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._display.close()
+        if self._write:
+            self._events.close()
 
     def write(self, record: Mapping[str, float]) -> None:
         """Appends one record."""
         if not self._write:
             return
         record = {"steps": self._steps, **record}
+        for name in record.keys() - {"step", "steps"}:
+            self._events.add_scalar(name, record[name], int(record["step"]))
         with self._path.open("a") as file:
             file.write(json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n")
         self._display.show(record)
+
+
+def report(record: Mapping[str, Any]) -> None:
+    """Hands ``record`` to the sink around this training, if there is one (``reporting``); on every worker."""
+    sink = _SINK.get()
+    if sink is not None:
+        sink(dict(record))
 
 
 @contextmanager
@@ -92,7 +134,8 @@ def following(output: Path) -> Iterator[None]:
                 file.seek(place if place <= path.stat().st_size else 0)
                 lines = file.readlines()
                 place = file.tell()
-            whole = [line for line in lines if line.endswith("}\n")]
+            # A worker that starts anew rewrites the file: what follows the old place may begin inside a line.
+            whole = [line for line in lines if line.startswith("{") and line.endswith("}\n")]
             if whole:
                 display.show(json.loads(whole[-1]))
 

@@ -2,8 +2,9 @@
 
 Ray resumes any run of the same name and storage path in silence, finished ones too. So Ray keeps no checkpoints of
 ours: a run's name is its run id and stage, its outcome lies in the output folder, and there our own fingerprint decides
-whether to resume. Workers read the data and write the output by path: on several machines both must be on shared
-storage. Left out: elastic scaling.
+whether to resume. A worker that dies is replaced, ``MAX_FAILURES`` times, and all go on from the last checkpoint.
+Workers read the data and write the output by path: on several machines both must be on shared storage. Left out:
+elastic scaling.
 """
 
 import logging
@@ -13,18 +14,45 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from features.settings import settings
 from models.training.checkpoint import METRICS, finished
+from models.training.device import rank
 from models.training.loop import TrainingDiverged
-from models.training.progress import following
-from models.training.stage import Job
+from models.training.progress import following, reporting
 
-J = TypeVar("J", bound=Job[Any])
 STORAGE = "ray"
+DIVERGED = "diverged.txt"
+MAX_FAILURES = 2
+"""How often Ray starts the workers anew when one dies; they go on from the checkpoint."""
+
+
+class Launched(Protocol):
+    """A frozen dataclass that says all there is to a run: a stage's ``Job``, or the tokenizer's."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def data(self) -> Path:
+        """The run's data."""
+
+    @property
+    def output(self) -> Path:
+        """Where the outcome lies."""
+
+    @property
+    def init(self) -> Path | None:
+        """A folder whose weights to go on from."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the outcome; see ``checkpoint.fingerprint``."""
+
+
+J = TypeVar("J", bound=Launched)
 
 
 class RayUnavailable(RuntimeError):
@@ -69,6 +97,7 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    (job.output / DIVERGED).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"train": train, "job": job},
@@ -80,7 +109,7 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
         run_config=RunConfig(
             name=name,
             storage_path=str((settings().home / STORAGE).absolute()),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
     try:
@@ -88,6 +117,8 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
             trainer.fit()
     except TrainingFailedError as error:
         _raise_cause(error, name)
+    if (job.output / DIVERGED).exists():
+        raise TrainingDiverged((job.output / DIVERGED).read_text())
 
 
 @contextmanager
@@ -102,16 +133,22 @@ def _own_interrupts() -> Iterator[None]:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    config["train"](config["job"])
+    from ray import train
+
+    try:
+        with reporting(train.report):
+            config["train"](config["job"])
+    except TrainingDiverged as error:
+        # All workers raise it together, and Ray would only repeat it: the message travels by file.
+        if rank() == 0:
+            (config["job"].output / DIVERGED).write_text(str(error))
 
 
 def _raise_cause(error: Exception, name: str) -> None:
-    """Our own error when a worker raised it, else TrainingFailed with the worker's message."""
+    """TrainingFailed with the worker's message."""
     failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
     cause = getattr(first, "cause", None) or first
-    if isinstance(cause, TrainingDiverged):
-        raise cause from error
     raise TrainingFailed(f"Ray Train run {name!r} failed: {type(cause).__name__}: {cause}") from error
 
 

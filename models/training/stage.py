@@ -1,6 +1,8 @@
 """What pre-training and alignment share: the job a worker gets, its tensors, exposure weights, the held-out check."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,17 +11,21 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.histories.windows import Limits
+from models.architectures import model_of
+from models.generator import GeneratorConfig
 from models.objectives.ntp import ntp_loss
-from models.onerec_v2 import OneRecV2, V2Config
 from models.pathways import ContextTensors, to_tensors
 from models.rewards.duration import DurationConfig, duration_bucket
 from models.tokenizer.vocabulary import Catalogue
-from models.training.checkpoint import fingerprint, load_weights
+from models.training import checkpoint, remote
+from models.training.config import FitConfig
 from models.training.data import Batch, Batches, Contexts, RunData
-from models.training.loop import FitConfig, autocast, prepare_device, rank, world
+from models.training.device import autocast, prepare_device, rank, world
+from models.training.loop import Loss, Plan
+from models.training.sessions import SessionQuality, session_targets
 
 HELD_OUT_SAMPLES = 1024
 """How many held-out samples are scored; a fixed slice, so that before and after are paired."""
@@ -44,6 +50,10 @@ class StageConfig(FitConfig):
     policy chose an item, so that what is shown most is not taken for what is liked most. Ours."""
     positive_weight: float = 1.0
     """Factor for exposures with high engagement; 1 is V2's."""
+    session_seconds: int = 60
+    """Watch time that makes a session worth learning from, for a model of sessions (models.training.sessions)."""
+    session_engagements: int = 1
+    """Items liked, collected, forwarded, commented on or followed in it; 0 for logs without such flags."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +76,14 @@ class Job(Generic[Config]):
     stage: str
     data: Path
     catalogue: Catalogue
-    model: V2Config
+    model: GeneratorConfig
     config: Config
     output: Path
     init: Path | None
     code_vectors: np.ndarray | None = None
     """float32 [L, C, embed], the tokenizer's codebooks: where code embeddings start when there is no ``init``."""
+    store: str = ""
+    """Prefix of a copy of the checkpoint in object storage; empty: checkpoints stay in ``output``."""
 
     def __post_init__(self) -> None:
         if (self.model.codes, self.model.levels) != (self.catalogue.codes, self.catalogue.levels):
@@ -83,12 +95,18 @@ class Job(Generic[Config]):
     def fingerprint(self) -> dict[str, Any]:
         """What decides the outcome; see ``checkpoint.fingerprint``."""
         config = asdict(self.config)
-        return fingerprint(self.stage, config, self.model, self.data, self.catalogue.sids, self.init)
+        return checkpoint.fingerprint(self.stage, config, self.model, self.data, self.catalogue.sids, self.init)
+
+    @property
+    def remote(self) -> str:
+        """Key of the copy, "" without a store: one for each outcome, so that other inputs start afresh."""
+        digest = hashlib.sha256(json.dumps(self.fingerprint(), sort_keys=True).encode()).hexdigest()
+        return f"{self.store}/{digest[:16]}.safetensors" if self.store else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A batch as tensors; padding has mask False and code 0."""
+    """A batch as tensors; padding has mask False and codes -1."""
 
     context: ContextTensors
     targets: Tensor
@@ -105,9 +123,9 @@ class Workshop(Generic[Config]):
         self.job, self.config, self.catalogue = job, job.config, job.catalogue
         self.device = prepare_device(job.config.threads, world())
         torch.manual_seed(job.config.seed)
-        self.model = OneRecV2(job.model)
+        self.model = model_of(job.model)
         if job.init is not None:
-            load_weights(self.model, job.init, job.model)
+            checkpoint.load_weights(self.model, job.init, job.model)
         elif job.code_vectors is not None:
             self.model.start_from_codebooks(torch.from_numpy(job.code_vectors))
         self.model.to(self.device)
@@ -115,13 +133,13 @@ class Workshop(Generic[Config]):
         self.contexts = Contexts(self.data, job.catalogue, Limits())
 
     def batches(self) -> Batches:
-        """Training batches of this worker: all exposures that are not held out; raises ValueError without any."""
+        """Parts of this worker's training steps: all exposures not held out; raises ValueError without any."""
         made = Batches(
             self.data,
             self.contexts,
             self.catalogue,
-            ~self.data.held_out,
-            batch_requests=self.config.batch_requests,
+            self.targets & ~self.data.held_out,
+            batch_requests=self.config.batch_requests // self.config.accumulate,
             shuffle_window=self.config.shuffle_window,
             seed=self.config.seed,
             rank=rank(),
@@ -129,24 +147,45 @@ class Workshop(Generic[Config]):
         )
         if not len(made):
             raise ValueError(
-                f"no request in {self.job.data} can be trained on: {self.data.exposures.num_rows} exposures, "
-                f"{self.data.features.num_rows} requests with features, {self.data.held_out.sum()} exposures held out"
+                f"no request in {self.job.data} can be trained on: {len(self.data)} exposures, "
+                f"{len(self.contexts.trainable)} requests with features, {self.data.held_out.sum()} exposures held "
+                f"out, {self.targets.sum()} fit to be a target"
             )
         return made
 
-    def steps(self, batches: Batches) -> int:
-        """How many steps the configuration asks for."""
-        steps = len(batches) * self.config.epochs
-        return min(steps, self.config.max_steps) if self.config.max_steps else steps
+    def plan(
+        self,
+        batches: Batches,
+        objective: Callable[[nn.Module, Example], Loss],
+        guard: Callable[[], str | None] | None = None,
+    ) -> Plan[Example]:
+        """All epochs of ``batches``; when ``max_steps`` is fewer, the oldest data are left out."""
+        parts, available = self.config.accumulate, len(batches) * self.config.epochs
+        steps = max(available // parts, 1)
+        steps = min(steps, self.config.max_steps) if self.config.max_steps else steps
+        skipped = max(available - steps * parts, 0)
+        return Plan(
+            steps=steps,
+            example=lambda number: self.example(batches(number + skipped)),
+            objective=objective,
+            training=self.job.fingerprint(),
+            guard=guard,
+            remote=self.job.remote,
+        )
 
-    def skipped(self, batches: Batches) -> int:
-        """Steps of the oldest data left out when ``max_steps`` is fewer than the epochs hold: the newest come last."""
-        return len(batches) * self.config.epochs - self.steps(batches)
+    def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the stage's outcome with ``metrics`` and the held-out measures; every worker calls it."""
+        complete = rounded({**metrics, **self.measure()})
+        checkpoint.finish(self.job.output, self.model, self.job.fingerprint(), complete)
+        if rank() == 0:
+            remote.remove(self.job.remote)
+        return complete
 
     def example(self, batch: Batch) -> Example:
         """The batch as tensors on this worker's device."""
         mask = batch.items >= 0
-        targets = self.catalogue.sids.astype(np.int64)[np.where(mask, batch.items, 0)] * mask[..., None]
+        sids = self.catalogue.sids.astype(np.int64)[np.where(mask, batch.items, 0)]
+        targets = np.where(mask[..., None], sids, -1)
         return Example(
             context=to_tensors(batch.context, self.catalogue, self.device),
             targets=torch.from_numpy(targets).to(self.device),
@@ -165,11 +204,11 @@ class Workshop(Generic[Config]):
     def weights(self) -> np.ndarray:
         """float32 [N], how much each exposure counts in the NTP loss."""
         data, config = self.data, self.config
-        weights = np.ones(data.exposures.num_rows, np.float32)
+        weights = np.ones(len(data), np.float32)
         if config.exposure_weight == "engaged":
             weights = (0.1 + play_quantile(data.column("play_ms"), data.column("duration_ms"))).astype(np.float32)
         if config.exposure_weight == "watched":
-            weights = np.clip(data.column("play_ms") / 1000, *WATCHED_SECONDS).astype(np.float32)
+            weights = np.clip(data.watched_seconds(), *WATCHED_SECONDS)
         if config.positive_weight != 1:
             weights[data.positive()] *= config.positive_weight
         if config.propensity_power:
@@ -178,8 +217,20 @@ class Workshop(Generic[Config]):
         return (weights / max(weights.mean(), 1e-9)).astype(np.float32)
 
     @cached_property
+    def targets(self) -> np.ndarray:
+        """bool [N]: exposures worth being a target; a model of sessions learns whole good ones."""
+        if self.model.items == 1:
+            return np.ones(len(self.data), bool)
+        quality = SessionQuality(
+            watched=self.model.items,
+            total_ms=1000 * self.config.session_seconds,
+            engagements=self.config.session_engagements,
+        )
+        return session_targets(self.data, self.contexts, self.model.items, quality)
+
+    @cached_property
     def _held_out(self) -> list[Example]:
-        select = self.data.held_out & self.data.positive()
+        select = self.data.held_out & (self.targets if self.model.items > 1 else self.data.positive())
         batches = Batches(self.data, self.contexts, self.catalogue, select, batch_requests=128)
         return [self.example(batches(step)) for step in range(min(len(batches), HELD_OUT_SAMPLES // 128))]
 

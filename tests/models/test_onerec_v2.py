@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from models.objectives.ntp import ntp_loss
 from models.onerec_v2 import OneRecV2, V2Config
 from models.pathways import NUMERIC, ContextTensors
-from models.presets import preset
+from models.sizes import preset
 
-VARIANTS = [{}, {"l_kv": 3, "s_kv": 2}, {"l_kv": 2, "kv_groups": 4}, {"recency_bias": False, "head": "tied"}]
+VARIANTS = [
+    {},
+    {"l_kv": 3, "s_kv": 2},
+    {"processor": "direct"},
+    {"l_kv": 2, "kv_groups": 4},
+    {"recency_bias": False, "head": "tied"},
+]
 
 
 def build_model(**overrides: Any) -> OneRecV2:
@@ -47,14 +53,16 @@ def plain_logits(model: OneRecV2, context: ContextTensors, request: int, sid: to
     """[L, C] for one request and one target: whole prefix, no cache, no packing, one head at a time."""
     c, p = model.config, model.context
     slots = [s for s in range(context.mask.shape[1]) if context.mask[request, s]]
-    tokens = [p.static(p.attribute(context.static[request]).flatten())]
+    f = p.features
+    tokens = [p.static(f.attribute(context.static[request]).flatten())]
     for s in slots:
-        parts = [table(context.sids[request, s, level]) for level, table in enumerate(p.code)]
-        parts += [p.author(context.author[request, s]), p.tag(context.tag[request, s]), p.kind(context.kind[s])]
-        parts += [p.number(context.numeric[request, s]), context.labels[request, s]]
+        parts = [table(context.sids[request, s, level]) for level, table in enumerate(f.code)]
+        parts += [f.author(context.author[request, s]), f.tag(context.tag[request, s]), f.kind(context.kind[s])]
+        parts += [f.number(context.numeric[request, s]), context.labels[request, s]]
         tokens.append(p.behaviour(torch.cat(parts)))
     x = torch.stack(tokens)
-    rows = p.split(x + p.mix(p.norm(x))).split(c.kv_groups * c.d_head, -1)
+    x = x + p.mix(p.norm(x)) if p.mix is not None else p.norm(x)
+    rows = p.split(x).split(c.kv_groups * c.d_head, -1)
     age = torch.cat([torch.zeros(1), context.numeric[request, slots, 0]])
     h = torch.stack([model.bos, *(model.token[i](sid[i]) for i in range(c.levels - 1))])
     for layer, block in enumerate(model.blocks):
@@ -76,7 +84,7 @@ def plain_logits(model: OneRecV2, context: ContextTensors, request: int, sid: to
         h = h + block.ffn(block.ffn_norm(h))
     out = [head(norm(h[i])) for i, (head, norm) in enumerate(zip(model.heads, model.head_norms, strict=True))]
     if c.head == "tied":
-        out = [row @ p.code[i].weight[1:].T for i, row in enumerate(out)]
+        out = [row @ f.code[i].weight[1:].T for i, row in enumerate(out)]
     return torch.stack(out)
 
 

@@ -1,6 +1,8 @@
 import pytest
 
-from models.presets import PRESETS, preset, recipe
+from models.presets import recipe
+from models.sizes import PRESETS, preset
+from models.training.config import LAW
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -35,3 +37,10 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 def test_the_model_is_as_wide_as_the_codebooks_it_starts_from() -> None:
     for name in PRESETS:
         assert preset(name, codes=64).embed == recipe(name).tokenizer.dim
+
+
+def test_published_sizes_train_by_the_law_and_once_through_the_data() -> None:
+    big, small = recipe("v2-1b"), recipe("small")
+    assert (big.pretrain.learning_rate, big.pretrain.epochs, big.dropout) == (LAW, 1, 0.0)
+    assert big.incremental == big.pretrain
+    assert small.pretrain.learning_rate > small.incremental.learning_rate > 0

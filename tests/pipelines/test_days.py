@@ -95,6 +95,9 @@ class FakeWorld:
         self.diary.shown.append(Shown(user_id, list(item_ids), time_ms, slot, watched))
         return watched
 
+    def feedback_arrives(self, day: int) -> bool:
+        return True
+
     def drifts_on(self, day: int) -> bool:
         return False
 
@@ -321,3 +324,14 @@ def test_minutes_watched_are_summed_by_user() -> None:
 def test_nobody_visits() -> None:
     record, diary, progress = play([], 0)
     assert (record.requests, record.acked, diary.lines, progress) == (0, 0, [], [])
+
+
+def test_in_an_outage_what_was_shown_is_reported_and_what_was_done_is_not() -> None:
+    visits = [Visit(user_id=user, time_ms=START, max_requests=2) for user in USERS]
+    diary, rng = Diary(), np.random.default_rng(0)
+    world = FakeWorld(diary, visits, rng)
+    world.feedback_arrives = lambda day: day != 3
+    arms = {name: FakeArm(diary, name, rng, 3) for name in ARMS}
+    record = play_day(world, 3, arms, ARM_OF, FakeClient(diary), DURATIONS, CONFIG)
+    assert {event["kind"] for event in diary.events} == {"impression"}
+    assert record.acked == len(diary.events) == sum(len(rows) for rows in record.views.values()) > 0

@@ -1,3 +1,5 @@
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from features.histories.windows import (
     window_of,
 )
 from features.schema import FLAGS
+from features.settings import settings
 
 
 def window(rows: list[tuple[int, int, int]]) -> Window:
@@ -97,3 +100,28 @@ def test_window_of_reads_the_table_in_its_order(make_exposures) -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ValueError, match="limit short is 0"):
         Limits(short=0)
+
+
+@pytest.fixture
+def pathways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets ONEREC_PATHWAYS for this process."""
+
+    def configure(value: str) -> None:
+        monkeypatch.setenv("ONEREC_PATHWAYS", value)
+        settings.cache_clear()
+
+    yield configure
+    settings.cache_clear()
+
+
+def test_limits_are_what_the_platform_is_configured_for(pathways: Callable[[str], None]) -> None:
+    assert Limits() == Limits(short=20, positive=64, lifelong=64)
+    pathways("paper")
+    assert Limits() == Limits(short=20, positive=256, lifelong=2000)
+    assert Limits(lifelong=7) == Limits(short=20, positive=256, lifelong=7)
+    pathways("5, 6,7")
+    assert Limits() == Limits(short=5, positive=6, lifelong=7)
+    for wrong in ("huge", "1,2", "1,2,0", "1,2,x", ""):
+        pathways(wrong)
+        with pytest.raises(ValueError, match=r"ONEREC_PATHWAYS is .* expected tiny, small, paper or three lengths"):
+            Limits()

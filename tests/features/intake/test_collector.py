@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,11 @@ from starlette.testclient import TestClient
 
 from features import offline
 from features.intake import exposures
-from features.intake.collector import Intake, IntakeConfig, create_app, main, online_apply
-from features.intake.upload import Apply
+from features.intake.api import Api
+from features.intake.child import online_apply
+from features.intake.collector import main
+from features.intake.intake import Intake, IntakeConfig
+from features.intake.upload import Apply, Update, Upload
 from features.intake.wal import WalLimits
 from features.online import OnlineFeatures
 from features.settings import Settings, settings
@@ -68,8 +74,8 @@ class Collectors:
         self.running: TestClient | None = None
 
     def __call__(self, storage: Storage, apply: Apply | None = None, **changes: Any) -> TestClient:
-        intake = Intake(config(self.folder, **changes), storage, apply)
-        self.running = TestClient(create_app(intake, client_token="client", server_token="server"))
+        intake = Intake(config(self.folder, **changes), Upload(storage), Update(apply) if apply else None)
+        self.running = TestClient(Api(intake, client_token="client", server_token="server"))
         return self.running.__enter__()
 
     def stop(self) -> None:
@@ -123,7 +129,7 @@ def test_only_the_server_may_say_what_was_served(make: Collectors) -> None:
     for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer clien"}, {"Authorization": "client"}):
         assert post(client, impression("a"), headers=headers).status_code == 401
         assert client.post("/v1/flush", headers=headers).status_code == 401
-    assert "onerec_collector_events_accepted_total{" not in client.get("/metrics").text
+    assert metric(client, 'events_accepted_total{kind="impression"}') == 0
 
 
 def test_nothing_of_a_bad_batch_is_accepted(make: Collectors, s3: Storage) -> None:
@@ -194,7 +200,9 @@ def test_views_reach_the_feature_store_once_it_is_there(
     redis.Redis(port=valkey[1], password=valkey[2]).flushall()
     client = make(s3, online_apply())
     assert post(client, impression("a"), feedback("a", like=True, user_id="u")).status_code == 202
-    answer = client.post("/v1/flush?timeout=1", headers=CLIENT)
+    while client.get("/readyz").json()["failing"]["update"] is None:
+        time.sleep(0.05)  # Feast takes its time to be imported
+    answer = client.post("/v1/flush?timeout=2", headers=CLIENT)
     assert (answer.status_code, answer.json()["segments_left"]) == (503, {"upload": 0, "update": 1})
     assert "update fails with FeaturesUnavailable" in answer.json()["error"]
     offline.apply()
@@ -220,7 +228,7 @@ def test_updates_are_skipped_and_counted_rather_than_fill_the_disk(make: Collect
 
 
 def test_a_client_that_gives_up_does_not_harm_the_log(tmp_path: Path) -> None:
-    intake = Intake(config(tmp_path), down())
+    intake = Intake(config(tmp_path), Upload(down()))
     future = intake.log.append(json.dumps({"events": [impression("a")]}).encode())
     assert not future.cancel()
     future.result(5)
@@ -240,3 +248,97 @@ def test_it_does_not_start_without_tokens(
         assert message in capsys.readouterr().err
     settings.cache_clear()
     assert not (tmp_path / "wal").exists()
+
+
+def test_clocks_that_are_far_off_are_counted_or_refused(make: Collectors) -> None:
+    far = int((time.time() + 10 * 365 * 86400) * 1000)
+    now = int(time.time() * 1000)
+    client = make(down())
+    events = [impression("a", event_time=now), impression("b", event_time=far), impression("c")]
+    assert post(client, *events).status_code == 202
+    assert metric(client, "events_skewed_total") == 2
+    make.stop()
+    client = make(down(), refuse_skewed=True)
+    answer = post(client, *events)
+    assert (answer.status_code, answer.json()["reason"]) == (422, "clock")
+    assert "2 events" in answer.json()["error"]
+    assert post(client, events[0]).status_code == 202
+    assert metric(client, 'requests_refused_total{reason="clock"}') == 1
+
+
+def test_a_full_disk_is_named_and_nothing_of_it_is_acknowledged(
+    make: Collectors, s3: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make(s3)
+    assert post(client, impression("before")).status_code == 202
+    write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        if len(data) < 50:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        answer = post(client, impression("during"))
+        assert (answer.status_code, answer.json()["reason"]) == (503, "disk_full")
+        assert "No space left" in answer.json()["error"]
+        assert int(answer.headers["Retry-After"]) > 0
+        assert client.get("/readyz").status_code == 503
+    assert post(client, impression("after")).status_code == 202
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/v1/flush?timeout=30", headers=CLIENT).status_code == 200
+    stored = exposures.read_events(s3, "impression", None, None).column("exposure_id").to_pylist()
+    assert sorted(stored) == ["after", "before"]
+    assert metric(client, 'requests_refused_total{reason="disk_full"}') == 1
+
+
+def test_refusals_are_counted_by_their_reason(make: Collectors) -> None:
+    client = make(down())
+    bad = {"play_ms": -1}, {"user_id": "x" * 10_000}, {"like": "yes"}, {"event_time": TIME // 1000}, {"colour": 1}
+    bodies = [
+        ("malformed", b'{"events": ['),
+        *(("invalid", json.dumps({"events": [feedback("a", **changes)]}).encode()) for changes in bad),
+        ("too_large", b" " * (4 * 1024 * 1024 + 1)),
+    ]
+    for reason, body in bodies:
+        answer = client.post("/v1/events", content=body, headers=CLIENT)
+        assert answer.json()["reason"] == reason
+    assert metric(client, 'requests_refused_total{reason="malformed"}') == 1
+    assert metric(client, 'requests_refused_total{reason="invalid"}') == len(bad)
+    assert metric(client, 'requests_refused_total{reason="too_large"}') == 1
+
+
+def test_feedback_on_an_unknown_exposure_is_kept_and_joined_when_its_impression_comes(
+    make: Collectors, s3: Storage
+) -> None:
+    client = make(s3)
+    day = datetime(2022, 5, 1, tzinfo=UTC)
+    assert post(client, feedback("a", dislike=True)).status_code == 202
+    client.post("/v1/flush?timeout=30", headers=CLIENT)
+    summary = exposures.compact(s3, day, day + timedelta(days=1))
+    assert (summary["exposures"], summary["feedback_without_impression"]) == (0, 1)
+    assert post(client, impression("a")).status_code == 202
+    client.post("/v1/flush?timeout=30", headers=CLIENT)
+    exposures.compact(s3, day, day + timedelta(days=1))
+    assert exposures.read(s3).column("dislike").to_pylist() == [True]
+
+
+def test_updates_that_were_acknowledged_and_not_applied_are_applied_after_a_restart(
+    make: Collectors, s3: Storage
+) -> None:
+    """Upload may be done with a segment that the features still need; it is kept, and repeated uploads do no harm."""
+    updates = Updates()
+    updates.failures = [ConnectionError("away")] * 1000
+    client = make(s3, updates.apply, upload_linger_s=0.0)
+    assert post(client, impression("a"), feedback("a")).status_code == 202
+    while metric(client, 'events_uploaded_total{kind="impression"}') == 0:
+        time.sleep(0.02)
+    make.stop()
+    updates.failures.clear()
+    client = make(s3, updates.apply)
+    assert client.post("/v1/flush?timeout=30", headers=CLIENT).status_code == 200
+    assert updates.seen == ["a", "a"]
+    day = datetime(2022, 5, 1, tzinfo=UTC)
+    assert exposures.compact(s3, day, day + timedelta(days=1))["exposures"] == 1
+    assert list(make.folder.glob("*.wal")) == []

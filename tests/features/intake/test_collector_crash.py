@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -65,9 +66,13 @@ class Process:
             self.child = subprocess.Popen(self.command, env=env, cwd=ROOT, stdout=log, stderr=log)
         wait_for(lambda: answers(self.ready_url), self.command[0])
 
-    def stop(self, number: int = signal.SIGKILL) -> int:
+    def send(self, number: int) -> None:
         assert self.child
         self.child.send_signal(number)
+
+    def stop(self, number: int = signal.SIGKILL) -> int:
+        self.send(number)
+        assert self.child
         return self.child.wait(30)
 
 
@@ -191,13 +196,17 @@ def suffer(kills: int, weed: Process, collector: tuple[Process, str], storage: S
     try:
         for round_ in range(kills):
             time.sleep(random.uniform(0.3, 0.7))
-            if round_ % 2 == 0:
+            if round_ % 3 == 0:
                 weed.stop()
+            elif round_ % 3 == 1:
+                weed.send(signal.SIGSTOP)
             process.stop()
             process.start()
             time.sleep(random.uniform(0.1, 0.5))
-            if round_ % 2 == 0:
+            if round_ % 3 == 0:
                 weed.start()
+            elif round_ % 3 == 1:
+                weed.send(signal.SIGCONT)
     finally:
         sender.stop()
     flush(url)
@@ -215,20 +224,45 @@ def test_many_kills_lose_nothing(weed: tuple[Process, Storage, dict[str, str]], 
     suffer(15, weed[0], collector, weed[1])
 
 
-def test_sigterm_answers_what_is_open_and_keeps_the_log(
+def test_sigterm_under_load_with_a_suspended_object_store_keeps_the_log(
     weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str], tmp_path: Path
 ) -> None:
+    """S3 takes connections and never answers: batches are accepted all the same, and the collector ends in time."""
     process, url = collector
-    weed[0].stop()
+    weed[0].send(signal.SIGSTOP)
     sender = Sender(url)
     time.sleep(0.5)
     process.stop(signal.SIGTERM)
     assert process.child
     assert process.child.returncode in (0, -signal.SIGTERM)
+    assert len(sender.acked) > 100
     assert list((tmp_path / "wal").glob("*.wal"))
-    weed[0].start()
+    weed[0].send(signal.SIGCONT)
     process.start()
     sender.stop()
     flush(url)
     check(weed[1], sender)
     assert list((tmp_path / "wal").glob("*.wal")) == []
+
+
+def test_a_disk_that_takes_no_more_is_answered_with_503_until_there_is_room(
+    weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str], tmp_path: Path
+) -> None:
+    """The kernel refuses writes beyond a limit; room is made while the collector runs."""
+    process, url = collector
+    weed[0].stop()
+    assert process.child
+    body = {"events": events("small")}
+    used = sum(path.stat().st_size for path in (tmp_path / "wal").iterdir())
+    psutil.Process(process.child.pid).rlimit(psutil.RLIMIT_FSIZE, (used + 100, -1))
+    with httpx.Client(headers=SERVER, timeout=10) as client:
+        answer = client.post(f"{url}/v1/events", json=body)
+        assert (answer.status_code, answer.json()["reason"]) == (503, "disk_full")
+        psutil.Process(process.child.pid).rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
+        assert client.post(f"{url}/v1/events", json={"events": events("later")}).status_code == 202
+    process.stop()
+    weed[0].start()
+    process.start()
+    flush(url)
+    stored = exposures.read_events(weed[1], "impression", None, None).column("exposure_id").to_pylist()
+    assert stored == ["later"]

@@ -3,11 +3,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.intake.events import MAX_EVENTS, InvalidBatch, decode, parse
+from features.intake.events import MAX_EVENTS, MAX_ID_CHARS, InvalidBatch, decode, parse
 from features.schema import EVENTS, FLAGS
 
 TIME = 1_651_363_200_123
@@ -113,7 +114,8 @@ def test_wrong_values_are_refused_with_field_and_value(changes: dict[str, Any]) 
 
 @pytest.mark.parametrize("log_probs", [[-1.0], [-1.0, 0.5], [-1.0, float("nan")], [-1.0, float("-inf")], []])
 def test_log_probs_are_log_probabilities_one_per_code(log_probs: list[float]) -> None:
-    assert refused(good("served", log_probs=log_probs)).index == 0
+    # NaN and infinities are no JSON: then the batch has no events to point at
+    assert refused(good("served", log_probs=log_probs)).index in (0, None)
 
 
 def test_too_many_events_are_too_large() -> None:
@@ -144,7 +146,7 @@ def test_changed_events_are_stored_as_sent_or_refused(kind: str, data: st.DataOb
     decoded = decode([body(event)])
     assert sum(table.num_rows for table in decoded.tables.values()) + len(decoded.rejected) == 1
     if decoded.tables[kind].num_rows:
-        (parsed,) = parse(body(event))
+        (parsed,) = msgspec.to_builtins(parse(body(event)))
         assert {**event, "event_time": 0} == {**parsed, "event_time": 0}
 
 
@@ -154,3 +156,26 @@ def test_logged_rows_that_stopped_to_be_valid_are_rejected_alone() -> None:
     assert decoded.tables["impression"].num_rows == 1
     assert [r.row for r in decoded.rejected] == [bad, 7, "no json", '{"events": {}}']
     assert "position" in decoded.rejected[0].reason
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=6) | st.just("x" * 10_000), st.booleans())
+def test_ids_are_printable_however_they_are_escaped(name: str, ascii_only: bool) -> None:
+    text = json.dumps({"events": [good("feedback", user_id=name)]}, ensure_ascii=ascii_only).encode()
+    wanted = 0 < len(name) <= MAX_ID_CHARS and not any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
+    if wanted:
+        (event,) = parse(text)
+        assert event.user_id == name
+        return
+    with pytest.raises(InvalidBatch, match="user_id") as caught:
+        parse(text)
+    assert (caught.value.index, caught.value.kind) == (0, "invalid")
+
+
+def test_what_is_no_json_is_malformed_and_what_is_too_much_too_large() -> None:
+    for text in (b"", b"{", b"\xff", b'{"events": [NaN]}', b'{"events": []} x', b"[" * 100_000):
+        with pytest.raises(InvalidBatch) as caught:
+            parse(text)
+        assert caught.value.kind in ("malformed", "invalid")
+        assert caught.value.index is None
+    assert refused(*[good("feedback")] * (MAX_EVENTS + 1)).kind == "too_large"

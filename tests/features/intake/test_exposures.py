@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -191,3 +192,105 @@ def test_naive_and_empty_ranges_are_refused(s3: Storage) -> None:
         exposures.read(s3, datetime(2022, 5, 1), DAY)
     with pytest.raises(ValueError, match="empty"):
         exposures.compact(s3, DAY, DAY)
+
+
+class Fetches:
+    """Counts the bytes that a storage hands out."""
+
+    def __init__(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        whole, ranged = Storage.get, Storage.get_range
+
+        def get(storage: Storage, key: str) -> bytes:
+            return self._counted(whole(storage, key))
+
+        def get_range(storage: Storage, key: str, offset: int, length: int) -> bytes:
+            return self._counted(ranged(storage, key, offset, length))
+
+        monkeypatch.setattr(Storage, "get", get)
+        monkeypatch.setattr(Storage, "get_range", get_range)
+
+    def _counted(self, data: bytes) -> bytes:
+        self.bytes += len(data)
+        return data
+
+
+def test_a_window_fetches_its_row_groups_and_columns_alone(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "ROW_GROUP", 5_000)
+    monkeypatch.setattr(partitions, "WHOLE_BYTES", 1_000)
+    rows = [impression(f"{n:05d}", T0 + n * 80, item=f"item {n * 7919 % 10007}") for n in range(40_000)]
+    table = exposures.join(*tables([], rows, [])).exposures
+    (key,) = exposures.write(s3, table)
+    size = s3.objects(key)[0][1]
+    fetches = Fetches(s3, monkeypatch)
+    start, end = DAY + timedelta(minutes=30), DAY + timedelta(minutes=31)
+    expected = table.filter(pc.and_(pc.greater_equal(table["event_time"], start), pc.less(table["event_time"], end)))
+    assert exposures.read(s3, start, end).equals(expected)
+    assert 0 < fetches.bytes < size / 2
+    fetches.bytes = 0
+    assert exposures.read(s3, start, end, columns=["item_id"]).equals(expected.select(["item_id"]))
+    assert 0 < fetches.bytes < size / 3
+    assert exposures.read(s3, columns=["event_time"]).equals(table.select(["event_time"]))
+    with pytest.raises(ValueError, match="colour"):
+        exposures.read(s3, columns=["colour"])
+
+
+def test_columns_of_overlapping_parts_are_merged_first(s3: Storage) -> None:
+    for likes in ({"a": True}, {"b": True}):
+        told = [feedback(name, like=like) for name, like in likes.items()]
+        exposures.write(s3, exposures.join(*tables([], [impression("a"), impression("b")], told)).exposures)
+    assert exposures.read(s3, columns=["exposure_id", "like"]).to_pydict() == {
+        "exposure_id": ["a", "b"],
+        "like": [True, True],
+    }
+
+
+def test_late_feedback_is_joined_up_to_the_horizon_and_then_reported(s3: Storage) -> None:
+    day, late = timedelta(days=1), timedelta(hours=6)
+    store(s3, "impression", impression("a", T0 + 20 * HOUR), impression("b", T0 + 16 * HOUR))
+    store(s3, "feedback", feedback("a", T0 + 20 * HOUR + 5, like=True), feedback("never shown", T0 + 2 * HOUR))
+    first = exposures.compact(s3, DAY, DAY + day, late=late)
+    assert (first["feedback_without_impression"], first["feedback_expired"], first["late_hours"]) == (1, 1, 6)
+    (row,) = s3.get_table(first["rejected_key"]).to_pylist()
+    assert "never shown" in row["row"]
+    assert "no impression of this exposure within 6 h" in row["reason"]
+
+    store(s3, "feedback", feedback("a", T0 + 25 * HOUR, dislike=True), feedback("b", T0 + 20 * HOUR, collect=True))
+    store(s3, "feedback", feedback("comes later", T0 + 47 * HOUR))
+    second = exposures.compact(s3, DAY + day, DAY + 2 * day, late=late)
+    assert (second["feedback_expired"], second["exposures_belated"]) == (0, 1)
+    rows = by_id(exposures.read(s3))
+    assert (rows["a"]["like"], rows["a"]["dislike"]) == (True, True)
+    assert rows["b"]["collect"], "it was told in time, and came when its impression had been compacted"
+
+    store(s3, "impression", impression("comes later", T0 + 47 * HOUR - 9))
+    third = exposures.compact(s3, DAY + 2 * day, DAY + 3 * day, late=late)
+    assert (third["feedback_expired"], set(by_id(exposures.read(s3)))) == (0, {"a", "b", "comes later"})
+
+
+def test_a_run_consumes_what_its_claim_names(s3: Storage) -> None:
+    exposures.write(s3, exposures.join(*tables([], [impression("a"), impression("b", T0 + HOUR)], [])).exposures)
+    keys = exposures.consume(s3, "run", DAY, DAY + timedelta(hours=1))
+    assert keys == partitions.keys(s3, "exposures", DAY, DAY + timedelta(hours=1))
+    claim = s3.get_json("manifests/consumed/run.json")
+    assert (claim["segments"], claim["start"]) == (keys, DAY.isoformat())
+
+
+def test_a_compaction_in_slices_gives_the_same_exposures_and_counts(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"exposure {n}" for n in range(40)]
+    store(s3, "impression", *(impression(name, T0 + n * HOUR // 4) for n, name in enumerate(names)))
+    store(s3, "served", *(served(name) for name in names[::2]))
+    store(s3, "feedback", *(feedback(name, T0 + n * HOUR // 4 + 9, play_ms=n) for n, name in enumerate(names[5:])))
+    store(s3, "feedback", feedback("nowhere", T0 + 5), feedback(names[0], user_id="thief"))
+    window = DAY, DAY + timedelta(days=1)
+    whole = exposures.compact(s3, *window, late=timedelta(hours=6))
+    read = exposures.read(s3)
+    for key in whole["segments"]:
+        s3.remove(key)
+    monkeypatch.setattr(exposures, "SLICE_BYTES", 4000)
+    sliced = exposures.compact(s3, *window, late=timedelta(hours=6))
+    assert len(sliced["segments"]) > len(whole["segments"])
+    assert {**sliced, "segments": 0} == {**whole, "segments": 0}
+    assert exposures.read(s3).equals(read)

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.intake.wal import Segment, WalFailed, WalFull, WalLimits, WriteAheadLog, frame, scan
+from features.intake.wal import Segment, WalFailed, WalFull, WalLimits, WriteAheadLog, header, scan
+
+
+def frame(payload: bytes) -> bytes:
+    return header(payload) + payload
+
 
 payloads = st.lists(st.binary(min_size=1, max_size=60), max_size=8)
 

@@ -96,4 +96,18 @@ def test_real_log_is_reproduced_by_decile(kuairand: Path) -> None:
     report = model.calibration()
     assert report["correlation"] > 0.4
     assert report["mean_absolute_gap"] < 0.03
+    gaps, views = [bucket["gap"] for bucket in report["buckets"]], [bucket["views"] for bucket in report["buckets"]]
+    assert np.average(gaps, weights=views) < 0.04
+    assert abs(report["long_view"]["predicted"] - report["long_view"]["observed"]) < 0.02
     assert len(model.visitors(0)) > 900
+
+
+def test_calibration_tells_play_long_views_and_returns_apart(model: UserModel) -> None:
+    report = model.calibration()
+    assert sum(bucket["views"] for bucket in report["buckets"]) <= report["rows"]
+    for bucket in report["buckets"]:
+        assert bucket["gap"] < 0.12
+        assert bucket["predicted_quantiles"] == sorted(bucket["predicted_quantiles"])
+        assert abs(bucket["predicted_long_view"] - bucket["observed_long_view"]) < 0.1
+    assert abs(report["long_view"]["predicted"] - report["long_view"]["observed"]) < 0.05
+    assert abs(report["returns"]["predicted"] - report["returns"]["observed"]) < 0.12

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models.onerec_v2 import ContextKV, OneRecV2, V2Config
+from models.generator import ContextKV
+from models.onerec_v2 import OneRecV2, V2Config
 
 
 @pytest.fixture

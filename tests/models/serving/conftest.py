@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from features.intake.events import InvalidBatch, parse
@@ -51,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = 401
         elif status == 202:
             try:
-                self.server.events += parse(body)
+                self.server.events += msgspec.to_builtins(parse(body))
             except InvalidBatch:
                 status = 422
         self.send_response(status)

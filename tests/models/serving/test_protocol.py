@@ -103,7 +103,7 @@ def test_wrong_inputs_are_explained(inputs: dict, sentence: str) -> None:
         ("num_items", [0, 101, -1, 2.0, "5", True]),
         ("beam_width", [0, 513, 1.5]),
         ("temperature", [0, -1, "hot", float("nan"), float("inf"), True]),
-        ("mode", ["session", 1]),
+        ("mode", ["best", 1]),
         ("exclude_seen", ["yes", 1]),
         ("seed", [-1, 2**63]),
         ("num_item", [5]),

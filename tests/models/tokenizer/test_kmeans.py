@@ -4,7 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from models.tokenizer.kmeans import balanced_assign, distances, greedy_assign, kmeans, means, mse
+from models.tokenizer import balance, nearest
+from models.tokenizer import kmeans as module
+from models.tokenizer.balance import balanced_assign, balanced_nearest, capacity_of, greedy_assign
+from models.tokenizer.kmeans import distances, kmeans, means, mse
 
 
 def blobs(n: int, d: int, seed: int) -> np.ndarray:
@@ -30,8 +33,8 @@ def test_balanced_assignment_is_nearly_the_cheapest_within_capacity(n: int, k: i
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_balanced_clusters_beat_the_greedy_of_the_paper(k: int, seed: int) -> None:
     x = blobs(1000, 8, seed)
-    capacity = -(-len(x) // k)
-    centroids, assignment = kmeans(x, k, seed=seed)
+    capacity = capacity_of(len(x), k, slack=0)
+    centroids, assignment = kmeans(x, k, slack=0, seed=seed)
     assert np.bincount(assignment, minlength=k).max() <= capacity
     greedy, _ = kmeans(x, k, balanced=False, seed=seed)
     errors = []
@@ -61,8 +64,71 @@ def test_equal_seeds_give_equal_codebooks() -> None:
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_repeated_rows_still_balance() -> None:
     x = np.repeat(blobs(20, 4, 0), 30, axis=0)
-    _, assignment = kmeans(x, 32)
+    _, assignment = kmeans(x, 32, slack=0)
     assert np.bincount(assignment, minlength=32).max() <= -(-600 // 32)
+
+
+def test_capacity_is_five_per_cent_over_the_even_share_or_exact() -> None:
+    assert capacity_of(12_101, 256) == 50
+    assert capacity_of(12_101, 256, slack=0) == 48
+    assert capacity_of(10, 10) == 2
+    assert capacity_of(10, 10, slack=0) == 1
+
+
+@given(st.integers(1, 80), st.integers(1, 30), st.sampled_from([0.0, 0.05, 0.5]), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_short_lists_find_what_the_whole_matrix_finds(n: int, k: int, slack: float, seed: int) -> None:
+    x, centroids = np.split(np.random.default_rng(seed).normal(size=(n + k, 3)).astype(np.float32), [n])
+    capacity = capacity_of(n, k, slack)
+    assignment = balanced_nearest(x, centroids, capacity, tolerance=1e-3)
+    assert np.bincount(assignment, minlength=k).max() <= capacity
+    cost = distances(x, centroids)
+    rows, places = linear_sum_assignment(np.repeat(cost, capacity, axis=1))
+    best = cost[rows, places // capacity].sum()
+    assert best - 1e-4 <= cost[np.arange(n), assignment].sum() <= best * 1.02 + 1e-2
+
+
+def test_rows_without_a_place_after_all_rounds_are_housed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = blobs(500, 8, 0)
+    centroids, _ = kmeans(x, 32, balanced=False)
+    patient = balanced_nearest(x, centroids, 16)
+    monkeypatch.setattr(balance, "ROUNDS", 2)
+    hasty = balanced_nearest(x, centroids, 16)
+    for assignment in (patient, hasty):
+        assert np.bincount(assignment, minlength=32).max() <= 16
+    assert mse(x, centroids, patient) <= mse(x, centroids, hasty)
+
+
+def test_chunks_and_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = blobs(900, 8, 0)
+    whole = kmeans(x, 64)
+    monkeypatch.setattr(nearest, "CHUNK_CELLS", 64 * 50)
+    monkeypatch.setattr(nearest, "workers", lambda: 3)
+    assert all((a == b).all() for a, b in zip(kmeans(x, 64), whole, strict=True))
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_batches_come_near_to_taking_all_rows_at_once(monkeypatch: pytest.MonkeyPatch, balanced: bool) -> None:
+    x = blobs(3000, 8, 0)
+    whole = mse(x, *kmeans(x, 32, balanced=balanced))
+    monkeypatch.setattr(module, "BATCH", 500)
+    centroids, assignment = kmeans(x, 32, balanced=balanced)
+    assert mse(x, centroids, assignment) < 1.15 * whole
+    if balanced:
+        assert np.bincount(assignment, minlength=32).max() <= capacity_of(3000, 32)
+
+
+def test_a_cluster_left_empty_takes_a_far_row() -> None:
+    x = np.vstack([np.zeros((50, 2)), np.full((3, 2), 9.0), np.full((3, 2), -9.0)]).astype(np.float32)
+    centroids, assignment = kmeans(x, 3, balanced=False)
+    assert mse(x, centroids, assignment) == 0
+    assert len(np.unique(assignment)) == 3
+
+
+def test_rows_far_from_zero_lose_no_precision() -> None:
+    x = blobs(300, 8, 0)
+    near, far = (kmeans(x + offset, 16, balanced=False)[1] for offset in (0, 1000))
+    assert (near == far).mean() > 0.95
 
 
 def test_one_cluster_and_one_row_each() -> None:

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
-CONFIG = TokenizerConfig(levels=3, codes=12, dim=24, seed=0)
+CONFIG = TokenizerConfig(levels=3, codes=12, dim=24, width=32, layers=2, batch=64, max_steps=40, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_quality_of_a_world_with_tastes(tokenizer: Tokenizer, world) -> None:
 
 
 def test_sids_may_be_shared_when_asked(world) -> None:
-    config = TokenizerConfig(levels=2, codes=8, dim=16, unique=False)
+    config = TokenizerConfig(levels=2, codes=8, dim=16, unique=False, max_steps=4)
     tokenizer = Tokenizer.fit(world.items, world.exposures, config)
     report = tokenizer.quality(tokenizer.catalogue(world.items, world.exposures), world.items)
     assert report["unique_sid_share"] < 1
@@ -92,18 +92,28 @@ def test_equal_tokenizers_are_equal_files(tokenizer: Tokenizer, tmp_path) -> Non
 
 def test_another_file_is_refused(tmp_path) -> None:
     save_file({"x": np.zeros(3)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="expected 'onerec-tokenizer-1'"):
+    with pytest.raises(ValueError, match="this release reads 'onerec-tokenizer-2'"):
         Tokenizer.load(tmp_path / "other")
+    header = {"tokenizer": json.dumps({"format": "onerec-tokenizer-1", "config": {}})}
+    save_file({"codebooks": np.zeros((1, 2, 4), np.float32)}, tmp_path / "older", header)
+    with pytest.raises(ValueError, match="train a new tokenizer"):
+        Tokenizer.load(tmp_path / "older")
 
 
 def test_too_few_items_are_refused(world) -> None:
-    with pytest.raises(ValueError, match="10 rows for 12 clusters"):
+    with pytest.raises(ValueError, match="10 items for 12 codes"):
         Tokenizer.fit(world.items.slice(0, 10), world.exposures, CONFIG)
 
 
 def test_items_that_nothing_tells_apart_are_refused(world) -> None:
     same = pa.table({"item_id": [f"x{k}" for k in range(20)], "duration_ms": [1000] * 20})
-    with pytest.raises(ValueError, match="all 20 rows are equal"):
+    with pytest.raises(ValueError, match="nothing tells them apart"):
+        Tokenizer.fit(same, world.exposures, CONFIG)
+
+
+def test_items_alike_in_everything_are_refused(world) -> None:
+    same = pa.table({"item_id": [f"x{k}" for k in range(20)], "tags": [["t"]] * 20, "duration_ms": [1000] * 20})
+    with pytest.raises(ValueError, match="equal"):
         Tokenizer.fit(same, world.exposures, CONFIG)
 
 

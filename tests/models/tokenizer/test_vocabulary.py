@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tokenizer.vocabulary import AUTHOR_BUCKETS, TAG_BUCKETS, Catalogue, bucket
+from models.tokenizer.vocabulary import AUTHOR_BUCKETS, TAG_BUCKETS, Catalogue, bucket, disambiguated
 
 ITEMS = pa.table(
     {
@@ -104,3 +104,34 @@ def test_sids_that_do_not_fit_are_refused(sids: np.ndarray, message: str) -> Non
 def test_repeated_items_are_refused() -> None:
     with pytest.raises(ValueError, match="repeated"):
         Catalogue.from_items(pa.concat_tables([ITEMS, ITEMS]), sids=np.tile(SIDS, (2, 1)), codes=4)
+
+
+def test_a_sid_names_a_list_of_items(catalogue: Catalogue) -> None:
+    assert catalogue.items_of([0, 1]) == ["a", "c"]
+    assert catalogue.items_of(np.array([2, 3])) == ["b"]
+    assert catalogue.items_of([3, 3]) == []
+
+
+def test_sids_of_another_codebook_are_refused(catalogue: Catalogue, tmp_path) -> None:
+    versioned = Catalogue.from_items(ITEMS, sids=SIDS, codes=4, codebook="aaa")
+    new, sid = pa.table({"item_id": ["d"], "duration_ms": [5]}), np.array([[3, 3]])
+    assert versioned.append(new, sid, codebook="aaa").codebook == "aaa"
+    with pytest.raises(ValueError, match="codebook bbb, this catalogue's from aaa"):
+        versioned.append(new, sid, codebook="bbb")
+    assert Catalogue.from_tables(*versioned.to_tables()).codebook == "aaa"
+    assert catalogue.append(new, sid, codebook="bbb").codebook == ""
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30), st.integers(0, 30))
+def test_a_disambiguation_level_tells_all_items_apart_and_never_renumbers(sids, cut: int) -> None:
+    table = np.array(sids, np.int32).reshape(-1, 2)
+    first = disambiguated(table[:cut], 32)
+    both = np.concatenate([first, disambiguated(table[cut:], 32, taken=first)])
+    assert (both[:, :2] == table).all()
+    assert len(np.unique(both, axis=0)) == len(table)
+    assert (both == disambiguated(table, 32)).all()
+
+
+def test_too_many_items_of_one_sid_are_refused() -> None:
+    with pytest.raises(ValueError, match="names 5 items and a level has 4 codes"):
+        disambiguated(np.zeros((5, 2), np.int32), 4)

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from features.histories.context import hash_static
-from features.histories.lifelong import LIST_TYPES, daily_lifelong
-from features.histories.requests import requests
+from features.histories.etl import sequences_of_table
+from features.histories.lifelong import LIST_TYPES, daily_lifelong, events_of_lists
+from features.histories.parts import Part
+from features.histories.sequences import PartFeatures
 from features.schema import EXPOSURE, FLAGS, ITEM, USER, conform
 from models.onerec_v2 import V2Config
 from models.tokenizer.vocabulary import Catalogue
@@ -32,7 +34,6 @@ class Log:
     folder: Path
     exposures: pa.Table
     catalogue: Catalogue
-    features: pa.Table
 
 
 @pytest.fixture(autouse=True)
@@ -77,24 +78,29 @@ def make_exposures(items: int = ITEMS) -> pa.Table:
     return table.sort_by([("user_id", "ascending"), ("event_time", "ascending"), ("exposure_id", "ascending")])
 
 
-def make_features(exposures: pa.Table, users: pa.Table) -> pa.Table:
+def make_features(part: Part, exposures: pa.Table, users: pa.Table) -> PartFeatures:
     """Point-in-time rows by pandas' as-of join, in place of Feast."""
-    grouped = requests(exposures)
     daily = daily_lifelong(exposures, 64)
     midnights = daily.column("event_timestamp").cast(pa.int64()).to_numpy()
-    rows = pd.DataFrame({"user_id": daily.column("user_id").to_pylist(), "t": midnights, "row": range(len(daily))})
-    asked = pd.DataFrame({"user_id": grouped.user_ids, "t": grouped.times_ms, "n": range(len(grouped))})
+    users_of_rows = daily.column("user_id").to_pandas().astype(object)
+    rows = pd.DataFrame({"user_id": users_of_rows, "t": midnights, "row": range(len(daily))})
+    names = part.user_ids.to_numpy(zero_copy_only=False)[part.request_user]
+    asked = pd.DataFrame({"user_id": names, "t": part.request_time, "n": range(len(names))})
     joined = pd.merge_asof(asked.sort_values("t"), rows.sort_values("t"), on="t", by="user_id").sort_values("n")
-    lifelong = daily.take(pa.array(joined["row"].astype("Int64"), from_pandas=True))
+    lists = daily.select(list(LIST_TYPES)).take(pa.array(joined["row"].astype("Int64"), from_pandas=True))
+    events, counts = events_of_lists(lists)
     attributes = dict(zip(*(users.column(name).to_pylist() for name in ("user_id", "attributes")), strict=True))
-    return pa.table(
-        {
-            "request_id": pa.array(grouped.request_ids, pa.string()),
-            "user_id": pa.array(grouped.user_ids, pa.string()),
-            "time_ms": grouped.times_ms,
-            "static": pa.array([hash_static(attributes[user]).tolist() for user in grouped.user_ids]),
-            **{f"lifelong_{name}": lifelong.column(name) for name in LIST_TYPES},
-        }
+    return PartFeatures(
+        request=np.arange(len(names)),
+        static=np.stack([hash_static(attributes[user]) for user in names]),
+        counts=counts,
+        events={
+            "item": np.array([int(item[1:]) for item in events.item_ids], np.int32),
+            "time_ms": events.times,
+            "play_ms": events.play_ms,
+            "duration_ms": events.duration_ms,
+            "labels": events.labels,
+        },
     )
 
 
@@ -116,11 +122,11 @@ def write_log() -> Callable[[Path, pa.Table], Log]:
         users = conform(
             pa.table({"user_id": names, "attributes": [[f"likes=t{k % TAGS}"] for k in range(USERS)]}), USER
         )
-        features = make_features(exposures, users)
-        tables = {"exposures": exposures, "items": items, "users": users, "features": features}
-        for name, table in tables.items():
+        for name, table in (("items", items), ("users", users)):
             pq.write_table(table, folder / f"{name}.parquet")
-        return Log(folder, exposures, make_catalogue(items), features)
+        item_ids = items.column("item_id").combine_chunks()
+        sequences_of_table(exposures, item_ids, folder, lambda part, rows: make_features(part, rows, users))
+        return Log(folder, exposures, make_catalogue(items))
 
     return write
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -138,13 +139,56 @@ def test_held_out_requests_come_with_what_was_seen_and_engaged_with(run) -> None
     assert data.before_newest_day().num_rows == int((data.times_ms < newest_day(data.exposures)).sum())
 
 
-def test_features_of_another_run_are_refused(run) -> None:
-    table = run.data.features
-    renamed = table.set_column(0, "request_id", pa.array(["x", *table.column("request_id").to_pylist()[1:]]))
-    with pytest.raises(ValueError, match=r"exposures\.parquet lacks"):
-        Contexts(replace(run.data, features=renamed), run.catalogue, LIMITS)
+def test_contexts_equal_what_the_log_says(run) -> None:
+    """Lifelong events are those watched before the last midnight; static ones are the user's."""
+    chosen = run.contexts.trainable
+    context, grouped = run.contexts.of(chosen), run.contexts.requests
+    assert (context.static == run.data.sequences.static(chosen)).all()
+    midnight = grouped.times_ms[chosen] // DAY_MS * DAY_MS
+    event = grouped.times_ms[chosen][:, None] - (context.lifelong.age_s.astype(np.float64) * 1000)
+    assert (
+        event[context.lifelong.item >= 0]
+        < np.broadcast_to(midnight[:, None], event.shape)[context.lifelong.item >= 0] + 500
+    ).all()
+    assert (context.lifelong.item >= 0).any(1).sum() > len(chosen) / 2
 
 
-def test_missing_files_are_named(tmp_path) -> None:
+def test_contexts_and_batches_share_a_catalogue(run) -> None:
+    other = replace(run.catalogue, popularity=run.catalogue.popularity + 1)
+    with pytest.raises(ValueError, match="another catalogue"):
+        Batches(run.data, run.contexts, other, np.ones(len(run.data), bool), batch_requests=4)
+
+
+def test_a_log_without_play_times_weighs_positives_alone(write_log, log, tmp_path) -> None:
+    zeros = pa.array(np.zeros(log.exposures.num_rows, np.int64))
+    table = log.exposures
+    for name in ("play_ms", "duration_ms"):
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), zeros)
+    data = RunData.load(write_log(tmp_path / "data", table).folder)
+    assert np.array_equal(data.watched_seconds(), data.positive().astype(np.float32))
+    assert 0 < data.positive().sum() < len(data)
+    known = RunData.load(log.folder)
+    assert np.array_equal(known.watched_seconds(), (known.column("play_ms") / 1000).astype(np.float32))
+
+
+def test_columns_come_from_the_table(run) -> None:
+    for name in ("play_ms", "duration_ms", "dislike", "long_view", "item_id", "position"):
+        expected = run.data.exposures.column(name).to_pandas().to_numpy()
+        assert np.array_equal(run.data.column(name), expected), name
+    assert len(run.data) == run.data.exposures.num_rows
+
+
+def test_data_of_two_runs_is_refused(run, log, write_log, tmp_path) -> None:
+    folder = write_log(tmp_path / "data", log.exposures.slice(0, 100)).folder
+    shutil.copy(log.folder / "exposures.parquet", folder / "exposures.parquet")
+    with pytest.raises(ValueError, match="both must come from one run's data"):
+        RunData.load(folder)
+
+
+def test_missing_files_are_named(log, write_log, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"exposures\.parquet, items\.parquet"):
         RunData.load(tmp_path)
+    folder = write_log(tmp_path / "data", log.exposures.slice(0, 100)).folder
+    (folder / "sequences" / "requests.arrow").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks requests\.arrow"):
+        RunData.load(folder)

@@ -1,19 +1,27 @@
+import json
 import shutil
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
 
+from features.runs import folder_digest
 from features.settings import settings
+from models.tokenizer.tokenizer import TokenizerConfig
 from models.training.loop import TrainingDiverged
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.ray import RayUnavailable, TrainingFailed, check
+from models.training.tokenizer import fit_tokenizer
 
 CONFIG = PretrainConfig(batch_requests=16, max_steps=6, warmup_steps=2, threads=1, precision="fp32", log_every=2)
 
@@ -61,13 +69,13 @@ def test_ray_trains_the_same_weights_and_never_resumes_by_name(log, model_config
     assert again == metrics
 
 
-def test_a_worker_s_failure_arrives_as_what_it_was(log, model_config, tmp_path, address) -> None:
+def test_a_worker_s_failure_arrives_as_what_it_was(log, model_config, tmp_path, address, monkeypatch) -> None:
+    monkeypatch.setattr("models.training.ray.MAX_FAILURES", 0)
     config = replace(CONFIG, learning_rate=float("inf"))
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         pretrain(log.folder, log.catalogue, model_config, config, tmp_path / "a", ray_address=address, name="run-2")
-    (tmp_path / "data").mkdir()
-    for name in ("exposures", "features"):
-        shutil.copy(log.folder / f"{name}.parquet", tmp_path / "data")
+    shutil.copytree(log.folder, tmp_path / "data")
+    (tmp_path / "data" / "items.parquet").unlink()
     with pytest.raises(TrainingFailed, match=r"run-3.*items\.parquet"):
         pretrain(
             tmp_path / "data", log.catalogue, model_config, CONFIG, tmp_path / "b", ray_address=address, name="run-3"
@@ -75,14 +83,46 @@ def test_a_worker_s_failure_arrives_as_what_it_was(log, model_config, tmp_path, 
 
 
 @pytest.mark.long
-def test_two_workers_share_each_batch(log, model_config, tmp_path, address) -> None:
-    model = replace(model_config, dropout=0.0)
-    alone = pretrain(log.folder, log.catalogue, model, CONFIG, tmp_path / "one")
-    together = pretrain(
-        log.folder, log.catalogue, model, CONFIG, tmp_path / "two", ray_address=address, name="run-4", workers=2
-    )
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_make_the_same_steps_as_one(log, model_config, tmp_path, address, parallel) -> None:
+    model, config = replace(model_config, dropout=0.0), replace(CONFIG, weight_decay=0.0)
+    alone = pretrain(log.folder, log.catalogue, model, config, tmp_path / "one")
+    config = replace(config, parallel=parallel, ema_decay=0.0)
+    job = {"ray_address": address, "name": f"share-{parallel}", "workers": 2}
+    together = pretrain(log.folder, log.catalogue, model, config, tmp_path / "two", **job)
     assert together["examples"] == alone["examples"]
-    assert together["holdout/loss"] == pytest.approx(alone["holdout/loss"], abs=0.02)
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert together["holdout/loss"] == pytest.approx(alone["holdout/loss"], rel=1e-4)
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kill_at", [5, 9])
+def test_a_killed_worker_changes_nothing(log, model_config, tmp_path, address, kill_at: int) -> None:
+    """SIGKILL of one of two workers: Ray starts both anew, they go on from the checkpoint to the same weights."""
+    config = replace(CONFIG, epochs=2, max_steps=24, checkpoint_every=4, log_every=1, ema_decay=0.5)
+    job = {"ray_address": address, "workers": 2}
+    pretrain(log.folder, log.catalogue, model_config, config, tmp_path / "whole", name=f"whole-{kill_at}", **job)
+    killer = Thread(target=kill_a_worker, args=(tmp_path / "killed" / "metrics.jsonl", kill_at))
+    killer.start()
+    pretrain(log.folder, log.catalogue, model_config, config, tmp_path / "killed", name=f"killed-{kill_at}", **job)
+    killer.join()
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 25))
+    assert (tmp_path / "killed" / "killed").exists()
+
+
+def kill_a_worker(log: Path, step: int) -> None:
+    """Waits for the record of ``step``, then kills the youngest training worker below this process."""
+    while not log.exists() or f'"step": {step},' not in log.read_text():
+        time.sleep(0.01)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert len(workers) == 2, [p.cmdline() for p in psutil.Process().children(recursive=True)]
+    workers[-1].send_signal(signal.SIGKILL)
+    (log.parent / "killed").touch()
 
 
 @pytest.mark.parametrize("wrong", ["", "onerec", "127.0.0.1:none"])
@@ -102,3 +142,10 @@ def test_a_dead_ray_is_reported_at_once() -> None:
 def test_several_workers_need_ray(log, model_config, tmp_path) -> None:
     with pytest.raises(ValueError, match="2 workers need Ray"):
         pretrain(log.folder, log.catalogue, model_config, CONFIG, tmp_path, workers=2)
+
+
+def test_ray_fits_the_same_tokenizer(log, tmp_path, address) -> None:
+    config = TokenizerConfig(codes=8, dim=8, width=16, layers=1, batch=16, max_steps=6)
+    for name, where in (("here", ""), ("there", address)):
+        fit_tokenizer(log.folder, config, tmp_path / name, ray_address=where, name="run-5")
+    assert folder_digest(tmp_path / "here") == folder_digest(tmp_path / "there")

@@ -1,0 +1,161 @@
+"""The quality card of a codebook: one HTML page that opens without a network.
+
+Input is the JSON of ``quality.codebook_report`` (with whatever scalars its caller adds), so a card can be redrawn at
+any time. plotly's script is put into the page once.
+"""
+
+import html as escaping
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1f2328}
+h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p.note{color:#57606a}
+table{border-collapse:collapse;margin:.6rem 0}
+td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;text-align:right;vertical-align:top}
+td:first-child,th:first-child,td.text{text-align:left}.cards{display:flex;gap:1rem;flex-wrap:wrap}
+.card{border:1px solid #d0d7de;border-radius:8px;padding:.7rem 1rem;min-width:10rem}
+.card b{font-size:1.3rem;display:block}
+"""
+_PER_LEVEL = {
+    "utilisation": "codes in use, share",
+    "dead_codes": "dead codes",
+    "entropy_nats": "token entropy, nats",
+    "perplexity": "perplexity",
+    "gini": "Gini",
+    "largest_cluster": "largest cluster, items",
+    "mse_share_of_variance": "error left, share of variance",
+}
+_DRAWN = {"loads", "items_of_a_sid", "examples", "neighbour_hit_rate"}
+
+
+def html(report: Mapping[str, Any], title: str = "Tokenizer") -> str:
+    """The whole page for a codebook's report."""
+    sections = [
+        ("Items of each code", _loads(report), "Codes from the fullest to the emptiest; dashed: an even share."),
+        ("Error after each level", _errors(report), "Squared reconstruction error as a share of the variance."),
+        ("Do neighbours share codes?", _neighbours(report), "Pairs of items engaged with one after the other."),
+        ("Items of a SID", _collisions(report), "1 is an item with a SID of its own."),
+    ]
+    drawn = "".join(
+        f"<h2>{name}</h2><p class=note>{note}</p>{_div(figure, name)}"
+        for name, figure, note in sections
+        if figure is not None
+    )
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escaping.escape(title)}</title>"
+        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
+        f"<h1>{escaping.escape(title)}</h1>{_head(report)}{_levels(report)}{drawn}{_examples(report)}{_rest(report)}"
+        "</body></html>"
+    )
+
+
+def _head(report: Mapping[str, Any]) -> str:
+    cards = [
+        ("items", f"{report['items']:,}", f"{report['levels']} levels of {report['codes']} codes"),
+        ("reconstruction error", f"{report['mse']:.4g}", f"{report['mse_share_of_variance'][-1]:.1%} of the variance"),
+        ("items with a SID of their own", f"{report['unique_sid_share']:.2%}", _collision(report)),
+        ("duplicate embeddings", f"{report['duplicate_embeddings']:,}", f"{report['inseparable_items']:,} share a SID"),
+    ]
+    rates = report.get("neighbour_hit_rate") or {}
+    if "prefix1" in rates:
+        lift = rates["prefix1"] / max(rates["prefix1_chance"], 1e-12)
+        cards.append(("neighbours that share the first code", f"{rates['prefix1']:.1%}", f"{lift:.1f} x chance"))
+    shown = "".join(f"<div class=card>{name}<b>{value}</b>{note}</div>" for name, value, note in cards)
+    return f"<div class=cards>{shown}</div>"
+
+
+def _collision(report: Mapping[str, Any]) -> str:
+    return f"largest group {report['largest_collision']}, {report['distinct_sids']:,} SIDs"
+
+
+def _levels(report: Mapping[str, Any]) -> str:
+    head = "".join(f"<th>level {level + 1}</th>" for level in range(report["levels"]))
+    rows = "".join(
+        f"<tr><td>{label}</td>" + "".join(f"<td>{value:.4g}</td>" for value in report[key]) + "</tr>"
+        for key, label in _PER_LEVEL.items()
+    )
+    return (
+        f"<h2>Levels</h2><p class=note>The most entropy possible is ln {report['codes']} = "
+        f"{report['entropy_max_nats']:.4f} nats.</p><table><tr><th></th>{head}</tr>{rows}</table>"
+    )
+
+
+def _loads(report: Mapping[str, Any]) -> go.Figure:
+    figure = go.Figure()
+    for level, loads in enumerate(report["loads"]):
+        figure.add_trace(go.Scatter(y=loads, name=f"level {level + 1}", mode="lines"))
+    figure.add_hline(y=report["items"] / report["codes"], line_dash="dash", line_color="#8b949e")
+    figure.update_xaxes(title="code, by rank")
+    figure.update_yaxes(title="items", rangemode="tozero")
+    return figure
+
+
+def _errors(report: Mapping[str, Any]) -> go.Figure:
+    shares = report["mse_share_of_variance"]
+    names = ["mean only"] + [f"level {level + 1}" for level in range(len(shares))]
+    figure = go.Figure(go.Bar(x=names, y=[1.0, *shares], marker_color="#1f6feb"))
+    figure.update_yaxes(title="share of variance", rangemode="tozero")
+    return figure
+
+
+def _neighbours(report: Mapping[str, Any]) -> go.Figure | None:
+    rates = report.get("neighbour_hit_rate") or {}
+    lengths = [length for length in range(1, report["levels"]) if f"prefix{length}" in rates]
+    if not lengths:
+        return None
+    names = [f"first {length} code{'s' if length > 1 else ''}" for length in lengths]
+    figure = go.Figure()
+    figure.add_trace(go.Bar(x=names, y=[rates[f"prefix{n}"] for n in lengths], name="pairs", marker_color="#1f6feb"))
+    chance = [rates[f"prefix{n}_chance"] for n in lengths]
+    figure.add_trace(go.Bar(x=names, y=chance, name="by chance", marker_color="#8b949e"))
+    figure.update_yaxes(title="share of pairs that agree")
+    return figure
+
+
+def _collisions(report: Mapping[str, Any]) -> go.Figure:
+    counts = report["items_of_a_sid"]
+    figure = go.Figure(go.Bar(x=list(range(1, len(counts) + 1)), y=counts, marker_color="#1f6feb"))
+    figure.update_xaxes(title="items that one SID names", dtick=max(1, len(counts) // 20))
+    figure.update_yaxes(title="SIDs", type="log")
+    return figure
+
+
+def _examples(report: Mapping[str, Any]) -> str:
+    if not report.get("examples"):
+        return ""
+    rows = "".join(
+        f"<tr><td>{each['code']}</td><td>{each['items']}</td>"
+        f"<td class=text>{escaping.escape(', '.join(f'{tag} ({count})' for tag, count in each['tags']))}</td>"
+        f"<td class=text>{'<br>'.join(escaping.escape(title) for title in each['titles'])}</td></tr>"
+        for each in report["examples"]
+    )
+    return (
+        "<h2>What first-level codes hold</h2><p class=note>Fullest to emptiest; the most popular items of each.</p>"
+        f"<table><tr><th>code</th><th>items</th><th>commonest tags</th><th>items</th></tr>{rows}</table>"
+    )
+
+
+def _rest(report: Mapping[str, Any]) -> str:
+    """Scalars that the page has not shown yet, so that nothing of the report is lost to a reader."""
+    known = set(_PER_LEVEL) | _DRAWN
+    rows = "".join(
+        f"<tr><td>{escaping.escape(str(key))}</td><td>{escaping.escape(_text(value))}</td></tr>"
+        for key, value in report.items()
+        if key not in known and isinstance(value, int | float | str | bool)
+    )
+    return f"<h2>All figures</h2><table>{rows}</table>"
+
+
+def _text(value: int | float | str | bool) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _div(figure: go.Figure, name: str) -> str:
+    figure.update_layout(template="plotly_white", height=340, margin={"l": 60, "r": 20, "t": 20, "b": 45})
+    # Named, because plotly's own names are random and a stage is known by the digest of its files.
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=re.sub(r"\W+", "-", name)))

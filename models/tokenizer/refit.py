@@ -1,0 +1,119 @@
+"""When to fit new codebooks, and how their SIDs relate to the old ones.
+
+Codebooks are frozen between bundles while the catalogue and what is watched move on. ``usage_drift`` measures how
+far: the distribution over codes of two sets of items or exposures, level by level. ``refit`` fits new codebooks and
+then renumbers their codes so that as many items as possible keep their old code (an optimal matching on how many items
+two codes share, distance deciding between equals), which changes no distance and no error: a model that starts from the
+old one's weights finds most of its vocabulary where it was. Both are ours; the papers know no moving catalogue.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.optimize import linear_sum_assignment
+
+from models.tokenizer.kmeans import distances
+from models.tokenizer.residual import ResidualQuantizer
+
+_FLOOR = 1e-4  # share given to codes that one side does not use, so that the PSI stays finite
+
+
+def usage_drift(before: np.ndarray, after: np.ndarray, codes: int) -> dict[str, list[float]]:
+    """Per level, how far the codes of SIDs ``after`` [m, levels] moved from those ``before`` [n, levels].
+
+    ``js`` is the Jensen-Shannon distance (base 2, 0..1), ``psi`` the population stability index (above 0.2 is usually
+    called a shift) and ``js_noise`` the distance two samples of these sizes are expected to have without any drift.
+    Raises ValueError when a side is empty or the levels differ.
+    """
+    if not len(before) or not len(after) or before.shape[1] != after.shape[1]:
+        raise ValueError(
+            f"SIDs of shapes {before.shape} and {after.shape}; expected rows on both sides and equal levels"
+        )
+    result: dict[str, list[float]] = {"js": [], "psi": [], "js_noise": []}
+    for old, new in zip(before.T, after.T, strict=True):
+        p, q = (np.bincount(column, minlength=codes) / len(column) for column in (old, new))
+        result["js"].append(_jensen_shannon(p, q))
+        p, q = (np.maximum(share, _FLOOR) for share in (p, q))
+        result["psi"].append(float(((q - p) * np.log(q / p)).sum()))
+        # For small differences JS divergence is chi^2 / 8 in nats, and E chi^2 = (used codes - 1)(1/n + 1/m).
+        used = len(np.union1d(old, new))
+        result["js_noise"].append(float(np.sqrt((used - 1) * (1 / len(before) + 1 / len(after)) / 8 / np.log(2))))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refit:
+    """New codebooks, the new SIDs of all items, and what became of the old ones."""
+
+    quantizer: ResidualQuantizer
+    sids: np.ndarray
+    """int32 [n, levels]: the items' new SIDs."""
+    mapping: pa.Table
+    """item_id, old_sid, new_sid: one row an item."""
+    kept: dict[str, Any]
+    """``codes``: share of items that keep their code, per level; ``sids``: that keep the whole SID; ``moved``: how far
+    matched centroids of the first level moved, as a share of the mean distance between centroids."""
+
+
+def refit(
+    x: np.ndarray,
+    item_ids: list[str],
+    old: ResidualQuantizer,
+    old_sids: np.ndarray,
+    *,
+    balanced: bool = True,
+    unique: bool = True,
+    seed: int = 0,
+) -> Refit:
+    """Codebooks of the same shape fitted to rows ``x`` [n, dim], their codes renumbered to agree with ``old_sids``.
+
+    Raises ValueError when ids, rows and old SIDs differ in number, or the old SIDs in levels.
+    """
+    if not len(item_ids) == len(x) == len(old_sids) or old_sids.shape[1] != old.levels:
+        raise ValueError(
+            f"{len(item_ids)} ids, {len(x)} rows and old SIDs of shape {old_sids.shape} for {old.levels} levels; "
+            "expected one row and one old SID an item"
+        )
+    fitted = ResidualQuantizer.fit(x, levels=old.levels, codes=old.codes, balanced=balanced, slack=old.slack, seed=seed)
+    sids = fitted.assign(x, balanced=balanced, unique=unique)
+    quantizer, sids = renumbered(fitted, sids, old, old_sids)
+    mapping = pa.table({"item_id": item_ids, "old_sid": old_sids.tolist(), "new_sid": sids.tolist()})
+    gap = (
+        np.sqrt(((quantizer.codebooks[0] - old.codebooks[0]) ** 2).sum(1)).mean() if _same_space(old, fitted) else None
+    )
+    typical = np.sqrt(distances(quantizer.codebooks[0], quantizer.codebooks[0])).mean()
+    kept = {
+        "codes": (sids == old_sids).mean(0).tolist(),
+        "sids": float((sids == old_sids).all(1).mean()),
+        "moved": None if gap is None else float(gap / max(typical, 1e-12)),
+    }
+    return Refit(quantizer=quantizer, sids=sids, mapping=mapping, kept=kept)
+
+
+def renumbered(
+    new: ResidualQuantizer, new_sids: np.ndarray, old: ResidualQuantizer, old_sids: np.ndarray
+) -> tuple[ResidualQuantizer, np.ndarray]:
+    """``new`` and its SIDs with each level's codes renamed to the old codes whose items they share most."""
+    codebooks, sids = new.codebooks.copy(), new_sids.copy()
+    for level in range(new.levels):
+        shared = np.zeros((new.codes, old.codes))
+        np.add.at(shared, (new_sids[:, level], old_sids[:, level]), 1)
+        if _same_space(old, new):
+            gaps = distances(new.codebooks[level], old.codebooks[level])
+            shared = shared - 0.5 * gaps / max(float(gaps.max()), 1e-12)  # below one item: only ever breaks ties
+        _, name = linear_sum_assignment(-shared)
+        codebooks[level][name] = new.codebooks[level]
+        sids[:, level] = name[new_sids[:, level]]
+    return ResidualQuantizer(codebooks, new.slack), sids
+
+
+def _same_space(old: ResidualQuantizer, new: ResidualQuantizer) -> bool:
+    return old.codebooks.shape[2] == new.codebooks.shape[2]
+
+
+def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+    middle = (p + q) / 2
+    terms = [share * np.log2(np.where(share > 0, share / np.maximum(middle, 1e-300), 1)) for share in (p, q)]
+    return float(np.sqrt(max(sum(float(term.sum()) for term in terms) / 2, 0.0)))

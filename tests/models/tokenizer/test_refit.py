@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from models.tokenizer.refit import refit, renumbered, usage_drift
+from models.tokenizer.residual import ResidualQuantizer
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(12, 10))[rng.integers(0, 12, 400)] * 2 + rng.normal(size=(400, 10))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def old(x: np.ndarray) -> ResidualQuantizer:
+    return ResidualQuantizer.fit(x, levels=2, codes=16, seed=0)
+
+
+def test_no_drift_between_samples_of_one_distribution() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, 8, (2000, 3)), rng.integers(0, 8, (3000, 3))
+    drift = usage_drift(left, right, 8)
+    assert all(js < 2 * noise for js, noise in zip(drift["js"], drift["js_noise"], strict=True))
+    assert max(drift["psi"]) < 0.05
+    assert usage_drift(left, left, 8)["js"] == pytest.approx([0, 0, 0])
+
+
+def test_drift_shows_at_the_level_where_it_happens() -> None:
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 8, (2000, 2))
+    right = np.stack([rng.integers(0, 8, 2000), rng.integers(0, 4, 2000)], axis=1)
+    drift = usage_drift(left, right, 8)
+    assert drift["js"][1] > 0.4 > 0.1 > drift["js"][0]
+    assert drift["psi"][1] > 1 > drift["psi"][0]
+    assert usage_drift(np.zeros((5, 1), int), np.ones((5, 1), int), 2)["js"] == pytest.approx([1])
+
+
+def test_sides_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected rows on both sides"):
+        usage_drift(np.zeros((0, 2), int), np.zeros((3, 2), int), 4)
+    with pytest.raises(ValueError, match="equal levels"):
+        usage_drift(np.zeros((3, 3), int), np.zeros((3, 2), int), 4)
+
+
+def test_renaming_codes_is_undone_and_changes_no_reconstruction(old: ResidualQuantizer, x: np.ndarray) -> None:
+    sids = old.assign(x)
+    name = np.random.default_rng(1).permutation(16)
+    books, renamed = old.codebooks.copy(), sids.copy()
+    for level in range(2):
+        books[level][name] = old.codebooks[level]
+        renamed[:, level] = name[sids[:, level]]
+    back, again = renumbered(ResidualQuantizer(books), renamed, old, sids)
+    assert (again == sids).all()
+    assert (back.codebooks == old.codebooks).all()
+    assert np.allclose(back.reconstruct(again), ResidualQuantizer(books).reconstruct(renamed))
+
+
+def test_a_refit_keeps_more_codes_than_numbering_anew(old: ResidualQuantizer, x: np.ndarray) -> None:
+    sids = old.assign(x, unique=True)
+    moved = x + np.random.default_rng(2).normal(size=x.shape).astype(np.float32) * 0.2
+    ids = [f"i{k}" for k in range(len(x))]
+    result = refit(moved, ids, old, sids, seed=5)
+    careless = ResidualQuantizer.fit(moved, levels=2, codes=16, seed=5).assign(moved, unique=True)
+    assert result.kept["codes"][0] > 0.3 > 2 * (careless[:, 0] == sids[:, 0]).mean()
+    assert result.mapping.column("old_sid").to_pylist() == sids.tolist()
+    assert result.mapping.column("new_sid").to_pylist() == result.sids.tolist()
+    assert 0 < result.kept["moved"] < 1
+    assert result.quantizer.version != old.version
+    first, again = (np.sum((moved - q.reconstruct(s)) ** 2) for q, s in ((result.quantizer, result.sids),) * 2)
+    assert first == again
+
+
+def test_a_refit_needs_an_old_sid_for_each_item(old: ResidualQuantizer, x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="one old SID an item"):
+        refit(x, ["a"], old, old.assign(x))
