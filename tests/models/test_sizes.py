@@ -39,12 +39,12 @@ def test_the_lazy_decoder_s_layers_cost_18_d2_and_the_context_hardly_anything() 
     layers = 6 * 18 * 64**2 * 4 * 3  # forward and backward, three tokens
     heads = 6 * 3 * 64 * 64
     split = 6 * 48 * 64 * 512 / 5
-    assert count(LAZY, 512).paper * 1e9 == pytest.approx(layers + heads + split, rel=0.01)
+    assert count(LAZY, 512).one_head * 1e9 == pytest.approx(layers + heads + split, rel=0.01)
 
 
 def test_encoders_pay_for_every_context_token() -> None:
     encoder, decoder = 6 * 16 * 64**2 * 2 * 512 / 5, 6 * 18 * 64**2 * 2 * 3
-    assert count(ENCDEC, 512).paper * 1e9 == pytest.approx(encoder + decoder + 6 * 3 * 64 * 64, rel=2e-3)
+    assert count(ENCDEC, 512).one_head * 1e9 == pytest.approx(encoder + decoder + 6 * 3 * 64 * 64, rel=2e-3)
 
 
 def test_only_the_lazy_decoder_keeps_its_compute_when_the_context_grows() -> None:
@@ -54,6 +54,12 @@ def test_only_the_lazy_decoder_keeps_its_compute_when_the_context_grows() -> Non
     assert growth[0] < growth[2]
     assert growth[1] > 3.5
     assert saved_values(LAZY, 256) * 3 < saved_values(ENCDEC, 256)
+
+
+def test_the_paper_s_count_has_every_head_at_every_position() -> None:
+    found = count(LAZY, 512)
+    other_heads = 6 * LAZY.levels * (LAZY.levels - 1) * LAZY.d_model * LAZY.codes
+    assert (found.paper - found.one_head) * 1e9 == pytest.approx(other_heads)
 
 
 def test_counting_needs_no_memory() -> None:
