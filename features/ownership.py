@@ -20,7 +20,8 @@ PARTITIONS = 4
 """The same for every writer: those who divide users differently would not exclude each other."""
 HELD_S = 30.0
 """A lock lives so long without its owner: much longer than an update takes, which Valkey's time-outs bound."""
-WAIT_S = 20.0
+WAIT_S = HELD_S + 10.0
+"""Longer than the lock of a writer that was killed lives."""
 
 
 def partition_of(user_id: str) -> int:

@@ -91,6 +91,13 @@ def test_seen_and_excluded_items_stay_away(bundle: Bundle, mode: str) -> None:
     assert all(len(answer) == 100 for answer in again)
 
 
+def test_an_unknown_excluded_item_excludes_nothing(bundle: Bundle) -> None:
+    context, recommender = random_context(bundle, 2), Recommender(bundle)
+    plain = recommender.recommend(context, num_items=10, beam_width=16)
+    unknown = recommender.recommend(context, num_items=10, beam_width=16, exclude=[{"never-seen"}, {"", "\u00e9"}])
+    assert [answer.item_ids for answer in plain] == [answer.item_ids for answer in unknown]
+
+
 def test_a_sid_whose_items_are_half_excluded_serves_the_other_half(bundle: Bundle) -> None:
     rows = np.flatnonzero((bundle.catalogue.sids == bundle.catalogue.sids[-1]).all(1))
     assert len(rows) > 1
