@@ -52,7 +52,7 @@ def test_a_flipped_bit_is_never_replayed(written: list[bytes], data: st.DataObje
 
 
 @settings(max_examples=20, deadline=None)
-@given(payloads, payloads, st.binary(max_size=20))
+@given(payloads, payloads, st.binary(max_size=20).filter(lambda torn: not torn.startswith(b"d")))
 def test_what_was_acknowledged_is_replayed_after_a_torn_write(
     first: list[bytes], second: list[bytes], torn: bytes
 ) -> None:
@@ -63,6 +63,7 @@ def test_what_was_acknowledged_is_replayed_after_a_torn_write(
             log.append(payload).result(5)
         log.close()
         for segment in segments[-1:]:
+            # Without its last byte, a d: with it the record would be whole, and rightly replayed.
             segment.path.write_bytes(segment.path.read_bytes() + frame(b"never acknowledged")[:-1] + torn)
         log, replayed = opened(folder, segment_seconds=100)
         assert records(replayed) == first
