@@ -20,13 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import t5
 from benchmarks.harness import alternate, finish, matmul_peak, seconds, table
+from models.architectures import model_of
 from models.decoding.beam import Beams, beam_search, continuations
 from models.decoding.filter import LeafFilter, blocked_leaves
 from models.decoding.precision import for_serving
 from models.decoding.trie import Children, Trie
 from models.generator import ContextKV, Generator
-from models.onerec_v1 import OneRecV1
-from models.onerec_v2 import OneRecV2
 from models.pathways import NUMERIC, PATHWAYS, ContextTensors
 from models.sizes import preset
 
@@ -74,9 +73,9 @@ def random_context(requests: int, model: Generator, lengths: tuple[int, ...] = L
 class Bench:
     """One model, ready to serve in bf16, and what is asked of it."""
 
-    def __init__(self, kind: type[Generator], name: str = "small") -> None:
+    def __init__(self, name: str) -> None:
         torch.manual_seed(0)
-        self.exact = kind(preset(name, CODES, LEVELS)).eval()  # type: ignore[call-arg]
+        self.exact = model_of(preset(name, CODES, LEVELS)).eval()
         with torch.no_grad():
             for weight in self.exact.heads.parameters():
                 weight.mul_(8)  # codes as unlike in probability as in a trained model
@@ -84,8 +83,7 @@ class Bench:
 
     def run(self, context: ContextTensors, trie: Trie | None, width: int, allowed: LeafFilter | None = None) -> Beams:
         """A whole request: context and search."""
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            return beam_search(self.model, self.model.encode(context), trie, width, allowed)
+        return self.search(self.encoded(context), trie, width, allowed)
 
     def encoded(self, context: ContextTensors) -> ContextKV:
         """The context alone."""
@@ -253,7 +251,7 @@ def free_legality(bench: Bench, trie: Trie, width: int) -> float:
 
 def main(quick: Annotated[bool, typer.Option(help="smaller catalogues, fewer repeats")] = False) -> None:
     """Measures and prints the record."""
-    benches = {"v2": Bench(OneRecV2, "small"), "v1": Bench(OneRecV1, "v1-small")}
+    benches = {"v2": Bench("small"), "v1": Bench("v1-small")}
     v2 = benches["v2"]
     sizes = [10_000, 100_000] if quick else [10_000, 100_000, 1_000_000]
     repeats = 3 if quick else 15

@@ -70,14 +70,19 @@ def prepare(dataset: Dataset, folder: Path, seed: int = 0) -> tuple[Path, Tokeni
     """Training data and tokenizer below ``folder``, made once."""
     data, tokens = folder / "data", folder / "tokenizer.safetensors"
     if not tokens.exists():
-        data.mkdir(parents=True, exist_ok=True)
-        pq.write_table(dataset.items, data / "items.parquet")
-        pq.write_table(dataset.users, data / "users.parquet")
-        item_ids = dataset.items.column("item_id").combine_chunks()
-        sequences_of_table(dataset.exposures, item_ids, data, lambda part, _: features_of(part, dataset.users))
+        write_data(dataset, dataset.exposures, data)
         Tokenizer.fit(dataset.items, dataset.exposures, TokenizerConfig(seed=seed)).save(tokens)
     tokenizer = Tokenizer.load(tokens)
     return data, tokenizer, tokenizer.catalogue(dataset.items, dataset.exposures)
+
+
+def write_data(dataset: Dataset, exposures: pa.Table, folder: Path) -> None:
+    """Training data in ``folder``: the items and users of ``dataset``, and sequences of ``exposures``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(dataset.items, folder / "items.parquet")
+    pq.write_table(dataset.users, folder / "users.parquet")
+    item_ids = dataset.items.column("item_id").combine_chunks()
+    sequences_of_table(exposures, item_ids, folder, lambda part, _: features_of(part, dataset.users))
 
 
 def features_of(part: Part, users: pa.Table) -> PartFeatures:

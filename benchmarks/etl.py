@@ -160,7 +160,7 @@ def main(
     sizes = (100_000, 400_000, 1_600_000) if quick else (1_250_000, 5_000_000, 20_000_000)
     shared = 400_000 if quick else 2_000_000
     with tempfile.TemporaryDirectory(prefix="onerec-bench-etl-", dir=folder) as scratch:
-        runs = _growth(Path(scratch), sizes)
+        runs = [_one(Path(scratch), size, "process") for size in sizes]
         ray = _one(Path(scratch), sizes[-1], "ray")
         ours, theirs, same = _against_pandas(Path(scratch), shared)
     largest = runs[-1]
@@ -186,10 +186,6 @@ def main(
     harness.table("Exposures to training sequences", ("rows", "seconds", "rows/s", "peak GB"), rows)
     harness.table(f"{shared:,} rows", ("", "seconds"), [("this", ours), ("pandas", theirs)])
     harness.finish(record)
-
-
-def _growth(scratch: Path, sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    return [_one(scratch, size, "process") for size in sizes]
 
 
 def _one(scratch: Path, rows: int, executor: str) -> dict[str, float]:

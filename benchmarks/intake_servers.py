@@ -1,17 +1,19 @@
-"""The servers that ``benchmarks.intake`` needs: an object store and a collector that can be killed and restarted."""
+"""The servers that ``benchmarks.intake`` needs: an object store and a collector that can be killed and restarted.
+
+``tests/features/intake/test_collector_crash.py`` kills the same.
+"""
 
 import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from pydantic import SecretStr
 from benchmarks.intake_load import LoadConfig
 from features.settings import Settings
 from features.storage import Storage, connect
+from pipelines.processes import free_ports
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
 T0 = int(DAY.timestamp() * 1000)
@@ -113,15 +116,15 @@ class Servers:
 @contextmanager
 def servers(*, disk_ms: float = 0.0) -> Iterator[Servers]:
     """An object store and a collector in a temporary folder, both gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="onerec-intake-") as name:
-        running = _servers(Path(name), disk_ms)
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="onerec-intake-") as name, object_store(Path(name)) as (s3, store):
+        folder = Path(name)
+        server = collector(folder, port, store, ["--budget-mb", "8192"], disk_ms=disk_ms)
         try:
-            running.s3.start()
-            running.collector.start()
-            yield running
+            server.start()
+            yield Servers(s3=s3, collector=server, storage=connect(store), port=port, folder=folder)
         finally:
-            running.collector.stop(signal.SIGTERM)
-            running.s3.stop()
+            server.stop(signal.SIGTERM)
 
 
 def load(config: LoadConfig) -> dict[str, Any]:
@@ -145,45 +148,45 @@ def finish_load(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
     return outcome
 
 
-def _servers(folder: Path, disk_ms: float) -> Servers:
-    ports = dict(zip([*_PARTS, "collector"], _free_ports(len(_PARTS) + 1), strict=True))
-    port, endpoint = ports.pop("collector"), f"127.0.0.1:{ports['s3.port']}"
-    key, secret = "bench", secrets.token_urlsafe(24)
+@contextmanager
+def object_store(folder: Path) -> Iterator[tuple[Server, Settings]]:
+    """A running SeaweedFS with its data in ``folder``, and the settings that name it; gone afterwards."""
+    ports = dict(zip(_PARTS, free_ports(len(_PARTS)), strict=True))
+    key, secret, endpoint = "bench", secrets.token_urlsafe(24), f"127.0.0.1:{ports['s3.port']}"
     (folder / "s3").mkdir()
-    weed = [str(Path(sys.prefix) / "bin/weed"), "mini", f"-dir={folder / 's3'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    weed += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    weed += [
-        "-volume.max=400",
-        "-master.volumeSizeLimitMB=64",
-        *(f"-{part}={number}" for part, number in ports.items()),
-    ]
+    command = [str(Path(sys.prefix) / "bin/weed"), "mini", f"-dir={folder / 's3'}", "-ip=127.0.0.1"]
+    command += ["-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=400", "-master.volumeSizeLimitMB=64"]
+    command += [f"-{part}={port}" for part, port in ports.items()]
     env = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "HOME": str(folder)}
-    names = {"S3_ENDPOINT": endpoint, "S3_ACCESS_KEY": key, "S3_SECRET_KEY": secret, "BUCKET": "events"}
-    names |= {"CLIENT_TOKEN": "client", "SERVER_TOKEN": "server"}
-    run = ["-c", _SLOW_DISK.format(seconds=disk_ms / 1000)] if disk_ms else ["-m", "features.intake.collector"]
-    collector = [sys.executable, *run, "--port", str(port), "--wal", str(folder / "wal"), "--no-features"]
-    collector += ["--budget-mb", "8192"]
-    config = Settings(
+    server = Server(command, env, f"http://{endpoint}/healthz", folder / "s3.log")
+    store = Settings(
         s3_endpoint=endpoint, s3_access_key=SecretStr(key), s3_secret_key=SecretStr(secret), bucket="events"
     )
-    variables = {f"ONEREC_{name}": value for name, value in names.items()} | {"PYTHONPATH": str(ROOT)}
-    return Servers(
-        s3=Server(weed, env, f"http://{endpoint}/healthz", folder / "s3.log"),
-        collector=Server(collector, variables, f"http://127.0.0.1:{port}/readyz", folder / "collector.log"),
-        storage=connect(config),
-        port=port,
-        folder=folder,
-    )
+    try:
+        server.start()
+        yield server, store
+    finally:
+        server.stop()
+        for port in ports.values():
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def collector(folder: Path, port: int, store: Settings, options: Sequence[str] = (), *, disk_ms: float = 0.0) -> Server:
+    """A collector of the tokens "client" and "server", not started, with its log in ``folder`` and no features."""
+    run = ["-c", _SLOW_DISK.format(seconds=disk_ms / 1000)] if disk_ms else ["-m", "features.intake.collector"]
+    command = [sys.executable, *run, "--port", str(port), "--wal", str(folder / "wal"), "--no-features", *options]
+    env = {
+        "ONEREC_S3_ENDPOINT": store.s3_endpoint,
+        "ONEREC_S3_ACCESS_KEY": store.s3_access_key.get_secret_value(),
+        "ONEREC_S3_SECRET_KEY": store.s3_secret_key.get_secret_value(),
+        "ONEREC_BUCKET": store.bucket,
+        "ONEREC_CLIENT_TOKEN": "client",
+        "ONEREC_SERVER_TOKEN": "server",
+        "PYTHONPATH": str(ROOT),
+    }
+    return Server(command, env, f"http://127.0.0.1:{port}/readyz", folder / "collector.log")
 
 
 def _answers(url: str) -> bool:

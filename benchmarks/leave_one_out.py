@@ -22,7 +22,7 @@ from models.decoding.trie import Trie
 from models.generator import Generator
 from models.objectives.ntp import ntp_loss
 from models.pathways import ItemFeatures, to_tensors
-from models.tokenizer.interactions import positive
+from models.tokenizer.interactions import positive, times
 from models.tokenizer.vocabulary import Catalogue
 
 CUTOFFS = (5, 10)
@@ -73,7 +73,7 @@ class Histories:
         if users is not None and users < len(eligible):
             eligible = np.random.default_rng(seed).choice(eligible, users, replace=False)
         kept &= np.isin(user, eligible)
-        time = exposures.column("event_time").cast(pa.int64()).to_numpy()
+        time = times(exposures)
         order = np.flatnonzero(kept)
         order = order[np.lexsort((order, time[order], user[order]))]
         return cls(
@@ -95,10 +95,6 @@ class Histories:
     def test(self) -> np.ndarray:
         """Position of each user's last item."""
         return self.starts[1:] - 1
-
-    def validation(self) -> np.ndarray:
-        """Position of each user's last item but one."""
-        return self.starts[1:] - 2
 
     def contexts(self, positions: np.ndarray) -> Context:
         """What came before the interactions at ``positions``, newest last."""

@@ -21,7 +21,7 @@ from benchmarks.harness import PeakMemory, alternate, finish, seconds, table
 from features.histories.clusters import ItemVectors, clusters, compress
 from features.histories.lifelong import DAY_MS, daily_lifelong, settled
 from features.histories.windows import Window
-from features.schema import EXPOSURE, conform
+from features.schema import EXPOSURE, TIME, conform
 
 DIM, TASTES = 64, 300
 START_MS = 20_000 * DAY_MS
@@ -156,7 +156,7 @@ def _as_one_night(log: pa.Table) -> pa.Table:
     times = np.sort(log.column("event_time").cast(pa.int64()).to_numpy())
     moved = START_MS + (times - times[0]) * (DAY_MS - 1) // max(int(times[-1] - times[0]), 1)
     place = log.column_names.index("event_time")
-    return log.set_column(place, EXPOSURE.field("event_time"), pa.array(moved).cast(pa.timestamp("ms", "UTC")))
+    return log.set_column(place, EXPOSURE.field("event_time"), pa.array(moved).cast(TIME))
 
 
 def exposures(vectors: ItemVectors, users: int, days: int) -> pa.Table:
@@ -173,7 +173,7 @@ def exposures(vectors: ItemVectors, users: int, days: int) -> pa.Table:
         "user_id": [f"u{each}" for each in user],
         "item_id": vectors.item_ids[rng.integers(0, len(vectors.item_ids), count)],
         "position": np.zeros(count, np.int32),
-        "event_time": pa.array(times).cast(pa.timestamp("ms", "UTC")),
+        "event_time": pa.array(times).cast(TIME),
         "source": ["organic"] * count,
         "duration_ms": np.full(count, 30_000),
         "play_ms": np.full(count, 20_000),

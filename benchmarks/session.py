@@ -19,15 +19,13 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import typer
 from safetensors.torch import load_file
 
-from benchmarks.equal_loss import features_of, prepare
+from benchmarks.equal_loss import prepare, write_data
 from benchmarks.harness import finish, table
 from features.datasets import Dataset
 from features.histories.context import Context
-from features.histories.etl import sequences_of_table
 from features.histories.windows import Limits
 from features.schema import EXPOSURE, FLAGS, conform
 from features.world.simulator import Simulator, SimulatorConfig
@@ -42,6 +40,7 @@ from models.tokenizer.tokenizer import Tokenizer
 from models.tokenizer.vocabulary import Catalogue
 from models.training.data import Contexts, RunData
 from models.training.pretrain import PretrainConfig, pretrain
+from monitoring.experiment import bootstrap_mean
 
 LIST = 5
 BEAM = 32
@@ -103,11 +102,7 @@ def contexts_of(visits: list[Visit], dataset: Dataset, catalogue: Catalogue, fol
         **{flag: [False] * len(visits) for flag in FLAGS},
     }
     log = pa.concat_tables([dataset.exposures, conform(pa.table(asked), EXPOSURE)])
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(dataset.items, folder / "items.parquet")
-    pq.write_table(dataset.users, folder / "users.parquet")
-    item_ids = dataset.items.column("item_id").combine_chunks()
-    sequences_of_table(log, item_ids, folder, lambda part, _: features_of(part, dataset.users))
+    write_data(dataset, log, folder)
     contexts = Contexts(RunData.load(folder), catalogue, Limits())
     chosen = pc.index_in(pa.array(names), value_set=contexts.requests.names).to_numpy()
     return contexts.of(chosen)
@@ -158,8 +153,6 @@ def play(seed: int, users: int, steps: int, folder: Path) -> dict[str, Any]:
 
 def compare(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Means by arm, and the session model less each rival, paired by visitor over all worlds."""
-    from monitoring.experiment import bootstrap_mean
-
     values = {arm: np.concatenate([np.array(record["arms"][arm]) for record in records]) for arm in ARMS}
     summary: dict[str, Any] = {"sessions": len(values["session"]), "arms": {}, "differences": {}}
     for arm, found in values.items():

@@ -65,15 +65,9 @@ class TrieProcessor(LogitsProcessor):  # type: ignore[misc]
         """``scores`` [beams, vocabulary] with -inf at illegal tokens."""
         level = input_ids.shape[1] - 1
         code = input_ids[:, 1:] - 1 - torch.arange(level) * self.codes
-        node = torch.zeros(len(input_ids), dtype=torch.long)
-        legal = ((code >= 0) & (code < self.codes)).all(-1)
-        for depth in range(level):
-            keys = self.trie.parents[depth] * self.codes + self.trie.tokens[depth]
-            wanted = node * self.codes + code[:, depth]
-            node = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-            legal &= keys[node] == wanted
-        _, following, exists = self.trie.children(level, node)
-        row, column = (exists & legal[:, None]).nonzero(as_tuple=True)
+        node = self.trie.locate(code)
+        _, following, exists = self.trie.children(level, node.clamp(min=0))
+        row, column = (exists & (node >= 0)[:, None]).nonzero(as_tuple=True)
         token = following[row, column] + 1 + level * self.codes
         masked = torch.full_like(scores, -torch.inf)
         masked[row, token] = scores[row, token]

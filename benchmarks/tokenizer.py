@@ -31,7 +31,7 @@ from models.tokenizer.alignment import AlignmentConfig
 from models.tokenizer.balance import capacity_of
 from models.tokenizer.cooccurrence import collaborative, engagements
 from models.tokenizer.embedding import ItemEmbedder
-from models.tokenizer.interactions import item_rows, popularity, positive
+from models.tokenizer.interactions import item_rows, popularity, positive, times, user_numbers
 from models.tokenizer.quality import codebook_report, neighbour_hit_rate, neighbour_pairs
 from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.swing import swing
@@ -73,16 +73,15 @@ class Bench:
     def held_out(self) -> np.ndarray:
         """bool [exposures]: at or after the last but one positive interaction of a user with three or more."""
         log = self.exposures
-        users = np.unique(np.asarray(log.column("user_id").to_pylist(), str), return_inverse=True)[1]
-        times = log.column("event_time").cast(pa.int64()).to_numpy()
+        users, when = user_numbers(log), times(log)
         liked = np.flatnonzero(positive(log) & (item_rows(log, self.items.column("item_id").to_pylist()) >= 0))
-        liked = liked[np.lexsort((liked, times[liked], users[liked]))]
+        liked = liked[np.lexsort((liked, when[liked], users[liked]))]
         sizes = np.bincount(users[liked], minlength=users.max() + 1)
         ends = np.cumsum(sizes)
         cut = np.full(len(sizes), np.iinfo(np.int64).max)
         enough = sizes >= 3
-        cut[enough] = times[liked[ends[enough] - 2]]
-        found: np.ndarray = times >= cut[users]
+        cut[enough] = when[liked[ends[enough] - 2]]
+        found: np.ndarray = when >= cut[users]
         return found
 
     @cached_property

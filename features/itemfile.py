@@ -4,6 +4,7 @@
 tags are separated by ``|``. Left out: other column names (an importer's column map does that, ``features.datasets``).
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,12 +15,12 @@ import pyarrow.parquet as pq
 
 from features.schema import ITEM, conform
 
-TEXT = ("item_id", "title", "tags", "author_id", "music_id")
+TEXT = ("item_id", "title", "author_id", "music_id")
 
 
 def _read_csv(path: str) -> pa.Table:
     # As text from the start: an id such as 007 must not become a number.
-    types = dict.fromkeys(TEXT, pa.string())
+    types = dict.fromkeys((*TEXT, "tags"), pa.string())
     return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types))
 
 
@@ -48,7 +49,7 @@ def read_items_file(path: Path) -> pa.Table:
 
 def _typed(table: pa.Table) -> pa.Table:
     """``table`` with ids that look like numbers as text, and tags of one string split."""
-    for name in ("item_id", "author_id", "music_id", "title"):
+    for name in TEXT:
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, table.column(name).cast(pa.string()))
     if "tags" in table.column_names and not pa.types.is_list(table.column("tags").type):
@@ -61,9 +62,9 @@ def _check(items: pa.Table, path: Path) -> None:
     ids = items.column("item_id").to_pylist()
     if not all(ids):
         raise ValueError(f"{path}: {ids.count('')} rows have an empty item_id; give each item its id")
-    if len(set(ids)) != len(ids):
-        twice = next(item for item in ids if ids.count(item) > 1)
-        raise ValueError(f"{path}: item {twice!r} stands there more than once; give each item one row")
+    repeated = [item for item, times in Counter(ids).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{path}: item {repeated[0]!r} stands there more than once; give each item one row")
     short = pc.sum(pc.less_equal(items.column("duration_ms"), 0)).as_py()
     if short:
         raise ValueError(f"{path}: {short} items have a duration_ms that is not positive; durations are milliseconds")

@@ -10,14 +10,13 @@ dividing the object by users, which many millions of them would need.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from features import catalog
-from features.histories.lifelong import DAY_MS, LIFELONG_ROWS, daily_lifelong, settled
+from features.histories.lifelong import DAY_MS, LIFELONG_ROWS, daily_lifelong, settled, stamps_of
 from features.histories.windows import Limits
 from features.storage import ObjectMissing, Storage
 
@@ -57,10 +56,10 @@ class Memory:
         rows = daily_lifelong(exposures, self._limit, self.vectors, held if held.num_rows else None)
         self._writer.write_table(rows)
         self._told.append(users)
-        new = rows.filter(pc.greater(rows.column("event_timestamp"), _newest(held)))
-        stamps = new.column("event_timestamp").cast(pa.int64()).to_numpy()
-        self.nights += new.num_rows
-        self.clustered += int((new.column("clustered_ms").to_numpy() == stamps).sum())
+        stamps = stamps_of(rows)
+        new = stamps > stamps_of(held).max(initial=-1)
+        self.nights += int(new.sum())
+        self.clustered += int((new & (rows.column("clustered_ms").to_numpy() == stamps)).sum())
         return rows
 
     def close(self) -> dict[str, Any]:
@@ -69,7 +68,7 @@ class Memory:
             others = self._read(~pc.field("user_id").isin(pa.concat_arrays(self._told)))
             self._writer.write_table(others)
         self._writer.close()
-        newest = self._read(None).column("event_timestamp").cast(pa.int64()).to_numpy()
+        newest = stamps_of(self._dataset.to_table(columns=["event_timestamp"]))
         # The last day's rows carry the midnight after it.
         stored = self._told and int(newest.max(initial=0)) < self.end_ms + DAY_MS
         if stored:
@@ -77,12 +76,6 @@ class Memory:
         version = self.vectors.version if self.vectors else ""
         return {"rows": self.nights, "clustered": self.clustered, "vectors": version, "stored": bool(stored)}
 
-    def _read(self, condition: Any) -> pa.Table:
+    def _read(self, condition: pc.Expression) -> pa.Table:
         table = self._dataset.to_table(filter=condition)
         return table.replace_schema_metadata(None).cast(LIFELONG_ROWS)
-
-
-def _newest(rows: pa.Table) -> pa.Scalar:
-    stamps = rows.column("event_timestamp").cast(pa.int64()).to_numpy()
-    newest = np.int64(stamps.max(initial=-1))
-    return pa.scalar(int(newest), pa.int64()).cast(LIFELONG_ROWS.field("event_timestamp").type)

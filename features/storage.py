@@ -46,23 +46,11 @@ class Storage:
 
     def get(self, key: str) -> bytes:
         """The bytes under ``key``; raises ObjectMissing."""
-        with self._reporting(key):
-            response = self.client.get_object(self.bucket, key)
-            try:
-                return response.read()
-            finally:
-                response.close()
-                response.release_conn()
+        return self._read(key)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         """``length`` bytes under ``key`` from ``offset`` on; raises ObjectMissing."""
-        with self._reporting(key):
-            response = self.client.get_object(self.bucket, key, offset=offset, length=length)
-            try:
-                return response.read()
-            finally:
-                response.close()
-                response.release_conn()
+        return self._read(key, offset, length)
 
     def put_json(self, key: str, value: Any) -> str:
         """Writes ``value`` as readable JSON; returns its sha256."""
@@ -137,6 +125,16 @@ class Storage:
         with self._reporting(self.bucket):
             if not self.client.bucket_exists(self.bucket):
                 self.client.make_bucket(self.bucket)
+
+    def _read(self, key: str, offset: int = 0, length: int = 0) -> bytes:
+        """A ``length`` of 0 means up to the end."""
+        with self._reporting(key):
+            response = self.client.get_object(self.bucket, key, offset=offset, length=length)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
 
     def _reporting(self, key: str) -> "_Reporting":
         return _Reporting(self.endpoint, key)

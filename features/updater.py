@@ -22,8 +22,8 @@ import pandas as pd
 import pyarrow as pa
 from prometheus_client import Counter, Histogram
 
-from features.histories.history import History
 from features.histories.windows import (
+    COLUMNS,
     Limits,
     Window,
     concat_windows,
@@ -32,6 +32,7 @@ from features.histories.windows import (
     merge,
     newest,
     positives,
+    window_of,
 )
 from features.online import OnlineFeatures, UserFeatures
 from features.ownership import owning, partition_of
@@ -151,8 +152,8 @@ def seed_windows(online: OnlineFeatures, exposures: pa.Table, limits: Limits | N
     For the state after an ingest, or to repair; what is already on-line is kept. Raises FeaturesUnavailable.
     """
     limits = limits or Limits()
-    users, short, positive = History.from_exposures(exposures).latest(limits)
-    events = [concat_windows(pair) for pair in zip(short, positive, strict=True)]
+    users, logs = _by_user(exposures.column("user_id").to_pandas().to_numpy(object), window_of(exposures))
+    events = [concat_windows([newest(log, limits.short), newest(positives(log), limits.positive)]) for log in logs]
     return update_windows(online, users, events, limits)
 
 
@@ -196,4 +197,4 @@ def _by_user(user_ids: np.ndarray, events: Window) -> tuple[list[str], list[Wind
 def _window(ids: Sequence[int], rows: Sequence[Event]) -> Window:
     item_ids, *numbers = zip(*rows, strict=True)
     columns = [np.array(ids, np.int64), np.array(item_ids, object), *(np.array(column, np.int64) for column in numbers)]
-    return Window(**dict(zip(Window.__dataclass_fields__, columns, strict=True)))
+    return Window(**dict(zip(COLUMNS, columns, strict=True)))

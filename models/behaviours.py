@@ -53,6 +53,17 @@ class Widths:
     numbers: int
     labels: int
 
+    @classmethod
+    def alike(cls, config: ContextConfig) -> "Widths":
+        """Half a code's width for every field, 8 at least, and the labels as bits (ours; V2's are unpublished)."""
+        side = max(config.embed // 2, 8)
+        return cls(static=side, author=side, tag=side, kind=side, numbers=side, labels=0)
+
+
+def dense(width: int, d_model: int) -> nn.Sequential:
+    """``Dense(LeakyReLU(Dense(f)))``, V1 2.2.1: what the user's attributes and V1's pathways go through."""
+    return nn.Sequential(nn.Linear(width, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model))
+
 
 class BehaviourEmbedding(nn.Module):
     """Behaviours [.., width] as their fields side by side, and the user's attributes [B, F * static]."""

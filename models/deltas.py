@@ -10,6 +10,7 @@ spreading an item's share of its SID's popularity before it was ever shown.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ class DeltaReader:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._items: dict[str, tuple[pa.Table, np.ndarray]] = {}
-        self._blocks: dict[str, dict] = {}
+        self._blocks: dict[str, dict[str, Any]] = {}
 
     def keys(self, version: str) -> tuple[str, ...]:
         """Names of everything that applies to ``version`` now: two listings."""
@@ -78,7 +79,7 @@ class DeltaReader:
             self._items[key] = deltas.read_delta(self._storage, key)
         return self._items[key]
 
-    def _block(self, key: str) -> dict:
+    def _block(self, key: str) -> dict[str, Any]:
         if key not in self._blocks:
             self._blocks[key] = deltas.read_block(self._storage, key)
         return self._blocks[key]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.behaviours import BehaviourEmbedding, Packing, Widths, require_positive
+from models.behaviours import BehaviourEmbedding, Packing, Widths, dense, require_positive
 from models.generator import ContextKV, Generator, GeneratorConfig
 from models.nn.blocks import CausalBlock, SwiGLU
 from models.pathways import ContextTensors
@@ -41,13 +41,9 @@ class CausalContext(nn.Module):
 
     def __init__(self, config: NaiveConfig, blocks: nn.ModuleList) -> None:
         super().__init__()
-        c, side = config, max(config.embed // 2, 8)
-        widths = Widths(static=side, author=side, tag=side, kind=side, numbers=side, labels=0)
-        self.features = BehaviourEmbedding(c, widths)
-        self.behaviour = nn.Linear(self.features.width, c.d_model)
-        self.static = nn.Sequential(
-            nn.Linear(self.features.static_width, c.d_model), nn.LeakyReLU(), nn.Linear(c.d_model, c.d_model)
-        )
+        self.features = BehaviourEmbedding(config, Widths.alike(config))
+        self.behaviour = nn.Linear(self.features.width, config.d_model)
+        self.static = dense(self.features.static_width, config.d_model)
         self._blocks = [blocks]  # in a list: they are registered once, as the decoder's
 
     def forward(self, context: ContextTensors) -> ContextKV:

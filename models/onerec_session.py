@@ -73,19 +73,19 @@ class OneRecSession(OneRecV1):
         item's BOS, and the logits are of that item's first level. Raises ValueError after the last item.
         """
         if code_BT is None or state is None:
-            level, h = 0, (self.bos + self.place.weight[0]).expand(len(kv), 1, 1, -1)
+            level, h = 0, self._bos_of(0).expand(len(kv), 1, 1, -1)
         else:
             item, read = divmod(len(state), self.config.levels + 1)
             level = read % self.config.levels
             code = self.token[read - 1](code_BT) + self.place.weight[item]
             tokens = [code]
             if level == 0:
-                tokens.append(self._next_bos(item + 1).expand_as(code))
+                tokens.append(self._bos_of(item + 1).expand_as(code))
             h = torch.stack(tokens, 2)
         h, state = self._advance(kv, h, state)
         return self._logits(h[:, :, -1], level), state
 
-    def _next_bos(self, item: int) -> Tensor:
+    def _bos_of(self, item: int) -> Tensor:
         if item >= self.config.items:
             raise ValueError(f"the session has its {self.config.items} items; there is no next code")
         return self.bos + self.place.weight[item]

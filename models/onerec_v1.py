@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.behaviours import CODE_NORM, BehaviourEmbedding, Packing, Widths, require_positive
+from models.behaviours import CODE_NORM, BehaviourEmbedding, Packing, Widths, dense, require_positive
 from models.generator import ContextKV, Generator, GeneratorConfig
 from models.nn.blocks import DecoderBlock, EncoderBlock, RMSNorm, SwiGLU
 from models.nn.qformer import QFormer
@@ -69,8 +69,8 @@ class Encoder(nn.Module):
         w = c.field_width
         widths = Widths(static=c.static_width, author=c.author_width, tag=w, kind=0, numbers=3 * w, labels=w)
         self.features = BehaviourEmbedding(c, widths)
-        self.static = _dense(self.features.static_width, c.d_model)
-        self.pathways = nn.ModuleList(_dense(self.features.width, c.d_model) for _ in PATHWAYS)
+        self.static = dense(self.features.static_width, c.d_model)
+        self.pathways = nn.ModuleList(dense(self.features.width, c.d_model) for _ in PATHWAYS)
         self.compress = (
             QFormer(c.d_model, c.heads, queries=c.queries, blocks=c.query_blocks, hidden=c.ffn) if c.queries else None
         )
@@ -140,15 +140,10 @@ class Encoder(nn.Module):
             return self.pathways[0](fields)
         kind = context.kind[slot]
         out = fields.new_zeros(len(fields), self.config.d_model)
-        for index, dense in enumerate(self.pathways):
+        for index, pathway in enumerate(self.pathways):
             rows = (kind == index).nonzero().squeeze(1)
-            out = out.index_copy(0, rows, dense(fields[rows]).to(out.dtype))
+            out = out.index_copy(0, rows, pathway(fields[rows]).to(out.dtype))
         return out
-
-
-def _dense(width: int, d_model: int) -> nn.Sequential:
-    """V1 2.2.1: every pathway is ``Dense(LeakyReLU(Dense(f)))``."""
-    return nn.Sequential(nn.Linear(width, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model))
 
 
 def _ffn(config: V1Config, layer: int, mixed: bool) -> nn.Module:
@@ -180,9 +175,9 @@ class OneRecV1(Generator):
         nn.init.normal_(encoder.position.weight, std=0.02)
         for table in encoder.features.code:
             nn.init.normal_(table.get_parameter("weight"), std=CODE_NORM * c.embed**-0.5)
-        for dense in (encoder.static, *encoder.pathways):
-            assert isinstance(dense, nn.Sequential)
-            for layer, gain in ((dense[0], 2.0), (dense[2], 1.0)):
+        for pathway in (encoder.static, *encoder.pathways):
+            assert isinstance(pathway, nn.Sequential)
+            for layer, gain in ((pathway[0], 2.0), (pathway[2], 1.0)):
                 assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=(gain / layer.in_features) ** 0.5)
                 nn.init.zeros_(layer.bias)

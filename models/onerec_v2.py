@@ -17,12 +17,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.behaviours import BehaviourEmbedding, Packing, Widths, require_positive
-from models.generator import ContextKV, DecoderState, Generator, GeneratorConfig
+from models.behaviours import BehaviourEmbedding, Packing, Widths, dense, require_positive
+from models.generator import ContextKV, Generator, GeneratorConfig
 from models.nn.blocks import LazyBlock, RMSNorm, SwiGLU
 from models.pathways import ContextTensors
-
-__all__ = ["ContextKV", "ContextProcessor", "DecoderState", "OneRecV2", "V2Config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +52,10 @@ class ContextProcessor(nn.Module):
     def __init__(self, config: V2Config) -> None:
         super().__init__()
         self.config = c = config
-        side = max(c.embed // 2, 8)
-        self.features = BehaviourEmbedding(
-            c, Widths(static=side, author=side, tag=side, kind=side, numbers=side, labels=0)
-        )
+        self.features = BehaviourEmbedding(c, Widths.alike(c))
         width = c.d_model if c.processor == "mixed" else c.levels * c.embed
         self.behaviour = nn.Linear(self.features.width, width)
-        # V1 2.2.1: the static token is Dense(LeakyReLU(Dense(f))).
-        self.static = nn.Sequential(
-            nn.Linear(self.features.static_width, width), nn.LeakyReLU(), nn.Linear(width, width)
-        )
+        self.static = dense(self.features.static_width, width)
         self.norm = RMSNorm(width)
         self.mix = SwiGLU(width, width) if c.processor == "mixed" else None
         self.split = nn.Linear(width, c.s_kv * c.l_kv * c.kv_groups * c.d_head, bias=False)

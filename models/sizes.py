@@ -6,6 +6,7 @@ size is a function of the codebook; pipelines pass its name. Equal names of the 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,26 +28,20 @@ V2_SIZES: dict[str, tuple[int, int, int, int]] = {
 """d_model, layers, heads, embed of V2 Table 5; keys and values are one set for all layers, a group per head."""
 
 
+MACHINE: dict[str, Any] = {"recency_bias": True, "head": "tied", "embed": 64}
+"""Departures of the machine's sizes, ours (models.generator)."""
+
+
 def tiny(codes: int, levels: int = 3) -> V2Config:
     """d 128, 3 layers: demonstrations and CI on a CPU. Keys and values of their own for every layer: at this width one
     shared row is too narrow a passage for the context (docs/log.md)."""
-    return V2Config(
-        codes=codes, levels=levels, d_model=128, layers=3, heads=4, kv_groups=4, l_kv=3, s_kv=2, embed=64, head="tied"
-    )
+    return V2Config(codes=codes, levels=levels, d_model=128, layers=3, heads=4, kv_groups=4, l_kv=3, s_kv=2, **MACHINE)
 
 
 def small(codes: int, levels: int = 3) -> V2Config:
     """d 512, 4 layers, about 20 M parameters: one GPU, or a patient CPU."""
     return V2Config(
-        codes=codes,
-        levels=levels,
-        d_model=512,
-        layers=4,
-        heads=8,
-        kv_groups=2,
-        embed=64,
-        head="tied",
-        processor="direct",
+        codes=codes, levels=levels, d_model=512, layers=4, heads=8, kv_groups=2, processor="direct", **MACHINE
     )
 
 
@@ -68,21 +63,8 @@ def v2(name: str, codes: int, levels: int = 3) -> V2Config:
 
 def v2_moe(codes: int, levels: int = 3) -> V2Config:
     """4B parameters, 0.5B of them active: 53 routed experts (top 3) and a shared one, the first two blocks dense."""
-    return V2Config(
-        codes=codes,
-        levels=levels,
-        d_model=1408,
-        layers=14,
-        heads=11,
-        kv_groups=11,
-        embed=70,
-        processor="direct",
-        recency_bias=False,
-        experts=53,
-        active_experts=3,
-        shared_experts=1,
-        expert_width=1408,
-    )
+    dense = v2("v2-0.5b", codes, levels)
+    return replace(dense, experts=53, active_experts=3, shared_experts=1, expert_width=dense.d_model)
 
 
 V1_SIZES: dict[str, dict[str, Any]] = {
@@ -120,41 +102,37 @@ def v1(name: str, codes: int, levels: int = 3) -> V1Config:
     return V1Config(codes=codes, levels=levels, kv_groups=size["heads"], embed=-(-size["d_model"] // levels), **size)
 
 
-MACHINE: dict[str, Any] = {"recency_bias": True, "head": "tied", "embed": 64}
-PATHWAYS: dict[str, Any] = {"queries": 32, "static_width": 32, "author_width": 64, "field_width": 32}
+V1_MACHINE: dict[str, Any] = {**MACHINE, "static_width": 32, "author_width": 64, "field_width": 32}
 """V1's widths, scaled down."""
+V1_TINY: dict[str, Any] = {
+    **V1_MACHINE,
+    "d_model": 128,
+    "ffn": 512,
+    "heads": 4,
+    "kv_groups": 4,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 32,
+}
+V1_SMALL: dict[str, Any] = {
+    **V1_MACHINE,
+    "d_model": 512,
+    "ffn": 2048,
+    "heads": 8,
+    "kv_groups": 8,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+}
 
 
 def v1_tiny(codes: int, levels: int = 3) -> V1Config:
     """``tiny`` as an encoder-decoder: 1 + 2 layers of d 128."""
-    return V1Config(
-        codes=codes,
-        levels=levels,
-        d_model=128,
-        heads=4,
-        kv_groups=4,
-        encoder_layers=1,
-        decoder_layers=2,
-        ffn=512,
-        **MACHINE,
-        **PATHWAYS,
-    )
+    return V1Config(codes=codes, levels=levels, **V1_TINY)
 
 
 def v1_small(codes: int, levels: int = 3) -> V1Config:
     """``small`` as an encoder-decoder: 2 + 2 layers of d 512, lifelong history uncompressed."""
-    return V1Config(
-        codes=codes,
-        levels=levels,
-        d_model=512,
-        heads=8,
-        kv_groups=8,
-        encoder_layers=2,
-        decoder_layers=2,
-        ffn=2048,
-        **MACHINE,
-        **{**PATHWAYS, "queries": 0},
-    )
+    return V1Config(codes=codes, levels=levels, queries=0, **V1_SMALL)
 
 
 def naive_tiny(codes: int, levels: int = 3) -> NaiveConfig:
@@ -169,36 +147,14 @@ def naive_small(codes: int, levels: int = 3) -> NaiveConfig:
 
 def session_tiny(codes: int, levels: int = 3) -> SessionConfig:
     """``v1-tiny`` that writes five items, as O1 does."""
-    return SessionConfig(
-        codes=codes,
-        levels=levels,
-        d_model=128,
-        heads=4,
-        kv_groups=4,
-        encoder_layers=1,
-        decoder_layers=2,
-        ffn=512,
-        **MACHINE,
-        **PATHWAYS,
-    )
+    return SessionConfig(codes=codes, levels=levels, **V1_TINY)
 
 
 def session_small(codes: int, levels: int = 3) -> SessionConfig:
-    """``v1-small`` that writes five items, its decoder with 8 experts (O1's is a mixture too)."""
+    """``v1-small`` that writes five items, its lifelong history compressed and its decoder with 8 experts (O1's is a
+    mixture too)."""
     return SessionConfig(
-        codes=codes,
-        levels=levels,
-        d_model=512,
-        heads=8,
-        kv_groups=8,
-        encoder_layers=2,
-        decoder_layers=2,
-        ffn=2048,
-        experts=8,
-        active_experts=2,
-        expert_width=1024,
-        **MACHINE,
-        **PATHWAYS,
+        codes=codes, levels=levels, queries=32, experts=8, active_experts=2, expert_width=1024, **V1_SMALL
     )
 
 

@@ -122,7 +122,7 @@ def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base:
             store=f"checkpoints/{run_id}/pretrain",
         )
 
-    inputs = {"tokens": tokens, "config": asdict(config), "preset": preset, "base": base}
+    inputs = {"tokens": tokens, "config": asdict(config), "preset": preset, "dropout": chosen.dropout, "base": base}
     return _stage(run_id, "pretrain", inputs, ["data", "tokenizer"], work, resumes=True)
 
 

@@ -1,7 +1,7 @@
 """The loop's report: one HTML file with plots that opens without a network.
 
-Input is the JSON that ``pipelines.loop`` writes (``loop.json``), so a report can be redrawn at any time. plotly's
-script is put into the page once. Left out: interactive filtering beyond what plotly offers.
+Input is the JSON that ``pipelines.loop`` writes (``loop.json``), so a report can be redrawn at any time. Left out:
+interactive filtering beyond what plotly offers.
 """
 
 import html
@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+
+from monitoring.page import page, plots
 
 COLOURS = {"onerec": "#1f6feb", "frozen": "#8b949e", "cascade": "#d29922"}
 LABELS = {"onerec": "OneRec, retrained nightly", "frozen": "OneRec, frozen at day 1", "cascade": "Cascade, retrained"}
 INTERACTIONS = ("like", "follow", "comment", "forward", "collect", "profile_enter", "dislike")
-
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1f2328}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p.note{color:#57606a}
-table{border-collapse:collapse;margin:.6rem 0}
-td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;text-align:right}
-td:first-child,th:first-child{text-align:left}.cards{display:flex;gap:1rem;flex-wrap:wrap}
-.card{border:1px solid #d0d7de;border-radius:8px;padding:.7rem 1rem;min-width:11rem}
-.card b{font-size:1.3rem;display:block}
-"""
+LAYOUT = {"height": 380, "legend": {"orientation": "h", "y": 1.12}}
+"""Plotly's, of every plot."""
 
 
 def write(result: dict[str, Any], path: Path) -> Path:
@@ -45,16 +38,8 @@ def render(result: dict[str, Any]) -> str:
         ("Drift", _drift(result), "Evidently's score over its threshold; above 1 is drift."),
         ("Training", _training(result), "Loss per step of every training stage."),
     ]
-    body = "".join(
-        f"<h2>{html.escape(title)}</h2><p class=note>{html.escape(note)}</p>{_div(figure)}"
-        for title, figure, note in sections
-        if figure is not None
-    )
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><title>OneRec loop report</title>"
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
-        f"{_head(result)}{body}{_nights(result)}{_raw(result)}</body></html>"
-    )
+    body = f"{_head(result)}{plots(sections, LAYOUT)}{_nights(result)}{_raw(result)}"
+    return page("OneRec loop report", body)
 
 
 def _head(result: dict[str, Any]) -> str:
@@ -215,16 +200,6 @@ def _training(result: dict[str, Any]) -> go.Figure | None:
 def _mark_drift(figure: go.Figure, result: dict[str, Any]) -> None:
     if result["drift_day"] in _days(result):
         figure.add_vline(x=result["drift_day"], line_dash="dot", annotation_text="the world drifts")
-
-
-def _div(figure: go.Figure) -> str:
-    figure.update_layout(
-        template="plotly_white",
-        height=380,
-        margin={"l": 60, "r": 20, "t": 20, "b": 45},
-        legend={"orientation": "h", "y": 1.12},
-    )
-    return str(figure.to_html(full_html=False, include_plotlyjs=False))
 
 
 def _nights(result: dict[str, Any]) -> str:

@@ -141,18 +141,14 @@ def _follow(began: float) -> dict[str, float]:
                 fail(
                     f"the server did not follow within {WAIT_S:g} s", "see `onerec logs server`; what was written stays"
                 )
-            models = {name: entry for name, entry in _models(client).items() if entry.get("ready")}
+            known: dict[str, Any] = client.status().get("models", {})
+            models = {name: entry for name, entry in known.items() if entry.get("ready")}
             for name, entry in models.items():
                 if entry["deltas"] >= len(reader.keys(entry["version"])):
                     followed.setdefault(name, round(time.monotonic() - began, 2))
             if set(followed) >= set(models):
                 return followed
             time.sleep(0.1)
-
-
-def _models(client: Any) -> dict[str, Any]:
-    models: dict[str, Any] = client.status().get("models", {})
-    return models
 
 
 def _tell(waited: dict[str, float], word: str) -> None:

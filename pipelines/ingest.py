@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features import catalog, memory, offline
-from features.datasets.dataset import TOO_FEW, Chunk, Dataset, Log, Seen
+from features.datasets.dataset import TOO_FEW, Chunk, Dataset, Log, Seen, no_rejects
 from features.histories.lifelong import LIFELONG_ROWS, daily_lifelong
 from features.histories.windows import Limits
 from features.intake import exposures as exposure_store
@@ -77,9 +77,10 @@ class _State:
             return []
         return [self.storage.get_json(key) for key in self.storage.keys(self.prefix) if key.endswith(".json")]
 
-    def table(self, group: dict[str, Any], name: str) -> pa.Table:
+    def tables(self, record: dict[str, Any]) -> dict[str, pa.Table]:
         """What a group left to the end."""
-        return self.storage.get_table(f"{self.prefix}{group['keys'][0]}/{name}.parquet")
+        folder = f"{self.prefix}{record['keys'][0]}"
+        return {name: self.storage.get_table(f"{folder}/{name}.parquet") for name in ("items", "users", "lifelong")}
 
     def finish(self, record: dict[str, Any], tables: dict[str, pa.Table]) -> None:
         """Records a group; the JSON object comes last and makes it finished."""
@@ -93,6 +94,24 @@ class _State:
         keys = list(self.storage.keys(self.prefix)) if self.prefix else []
         for key in sorted(keys, key=lambda key: not key.endswith(".json")):
             self.storage.remove(key)
+
+
+@dataclass(kw_only=True)
+class _Left:
+    """What the groups so far leave to the end."""
+
+    seen: Seen = field(default_factory=Seen)
+    counts: Counter[str] = field(default_factory=Counter)
+    lifelong: list[pa.Table] = field(default_factory=lambda: [LIFELONG_ROWS.empty_table()])
+    since: list[int] = field(default_factory=list)
+    """Time of each group's first exposure, in ms."""
+
+    def add(self, record: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+        """Takes over the record and the tables of a group."""
+        self.seen.merge(tables["items"], tables["users"])
+        self.lifelong.append(tables["lifelong"])
+        self.counts.update(record["counts"])
+        self.since.append(record["since"])
 
 
 def ingest(dataset: Dataset, storage: Storage, home: Path) -> dict[str, Any]:
@@ -110,15 +129,11 @@ def ingest_log(log: Log, storage: Storage, home: Path, watcher: Watcher | None =
     """
     storage.ensure_bucket()
     state = _State(storage, f"ingest/{fingerprint(log)}/" if log.files else "")
-    scratch = home / "work" / state.prefix.strip("/").replace("/", "-")
-    seen, counts, lifelong = Seen(), Counter[str](), [LIFELONG_ROWS.empty_table()]
-    since: list[int] = []
-    groups = state.groups()
+    # Never HOME/work itself, which holds the checkpoints of trainings: a log without files has an empty prefix.
+    scratch = home / "work" / (state.prefix.strip("/").replace("/", "-") or "ingest-held")
+    left, groups = _Left(), state.groups()
     for record in groups:
-        seen.merge(state.table(record, "items"), state.table(record, "users"))
-        lifelong.append(state.table(record, "lifelong"))
-        counts.update(record["counts"])
-        since.append(record["since"])
+        left.add(record, state.tables(record))
     skip = [key for record in groups for key in record["keys"]]
     if skip and watcher is not None:
         watcher.note(f"{len(skip)} chunks were stored before, going on")
@@ -128,20 +143,17 @@ def ingest_log(log: Log, storage: Storage, home: Path, watcher: Watcher | None =
     for group in _grouped(log, log.chunks(scratch, skip), resumed=bool(skip)):
         record, tables = _store(group, storage)
         state.finish(record, tables)
-        seen.merge(tables["items"], tables["users"])
-        lifelong.append(tables["lifelong"])
-        counts.update(record["counts"])
-        since.append(record["since"])
+        left.add(record, tables)
         done += len(group.chunks)
         if watcher is not None:
-            watcher.note(f"{counts['exposures']:,} exposures")
+            watcher.note(f"{left.counts['exposures']:,} exposures")
             watcher.update(done, max(log.parts, done))
-    counts.update(_describe(log, seen, storage))
+    left.counts.update(_describe(log, left.seen, storage))
     memory.forget(storage)  # pasts are told anew, from a log that now holds more
-    _load(log.users(seen), pa.concat_tables(lifelong), min(since))
+    _load(log.users(left.seen), pa.concat_tables(left.lifelong), min(left.since))
     state.clear()
     shutil.rmtree(scratch, ignore_errors=True)
-    return dict(counts)
+    return dict(left.counts)
 
 
 def fingerprint(log: Log) -> str:
@@ -241,7 +253,7 @@ class _Held:
 
     def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
         """See ``Log``."""
-        yield self.dataset.items, pa.table({"reason": pa.array([], pa.string())})
+        yield self.dataset.items, no_rejects()
 
     def users(self, seen: Seen) -> pa.Table:
         """See ``Log``."""

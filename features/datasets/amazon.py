@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.datasets.dataset import TOO_FEW, Chunk, Dataset, Seen, collect
+from features.datasets.dataset import TOO_FEW, Chunk, Dataset, Seen, collect, no_rejects
 from features.datasets.interactions import OLDEST_MS, UNKNOWN_TIME, interactions_table, latest_ms
 from features.datasets.text import header
 from features.schema import ITEM, USER, conform
@@ -110,7 +110,7 @@ class Amazon:
             "tags": pa.array([*tags, *([None] * len(unknown))], pa.list_(pa.string())),
             "duration_ms": pa.array([0] * (len(ids) + len(unknown)), pa.int64()),
         }
-        yield conform(pa.table(columns), ITEM), pa.table({"reason": pa.array([], pa.string())})
+        yield conform(pa.table(columns), ITEM), no_rejects()
 
     def users(self, seen: Seen) -> pa.Table:
         """See ``dataset.Log``: nothing is known of the users."""

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.datasets.dataset import Published, Seen, no_valid_row
+from features.datasets.interactions import DAY_MS
 from features.histories.windows import is_positive
 from features.schema import FLAGS, label_bits
 
-DAY_MS, HOUR_MS = 86_400_000, 3_600_000
+HOUR_MS = 3_600_000
 OFF_CLOCK_DAYS = 365
 """Rows that lie so many days from all others were written by a wrong clock."""
 SAME = 0.9

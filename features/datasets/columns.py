@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from features.datasets.dataset import TOO_FEW, Chunk, Seen
+from features.datasets.dataset import TOO_FEW, Chunk, Seen, no_rejects
 from features.datasets.interactions import OLDEST_MS, impressions_table, interactions_table, latest_ms
-from features.datasets.text import TextFiles, as_text, header, read_text, reject
+from features.datasets.text import TextFiles, as_text, header, read_text, reject, text_chunks
 from features.schema import FLAGS, ITEM, TIME, USER, conform
 
 NEEDED = ("user_id", "item_id", "event_time")
@@ -141,23 +141,12 @@ class Columns:
 
     def chunks(self, scratch: Path, skip: Collection[str] = ()) -> Iterator[Chunk]:
         """See ``dataset.Log``."""
-        for key, rows in self.text.frames(scratch, skip):
-            duplicated = rows.drop(columns="file").duplicated()
-            raw = rows[~duplicated].reset_index(drop=True)
-            log, reasons = self._parse(raw)
-            valid = reasons == ""
-            yield Chunk(
-                key=key,
-                exposures=self._exposures(log[valid]),
-                rejected=as_text(raw[~valid].assign(reason=reasons[~valid])),
-                duplicates=int(duplicated.sum()),
-                raw=raw[valid],
-            )
+        return text_chunks(self.text.frames(scratch, skip), self._parse, self._exposures)
 
     def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
         """See ``dataset.Log``; items without a row of their own get what the log says of them."""
         rows = pd.DataFrame(columns=ITEM_FIELDS, dtype=object)
-        rejected = as_text(pd.DataFrame({"reason": []}))
+        rejected = no_rejects()
         if self.map.items:
             given = read_text(self._items_path, tuple(self.map.items.values()))
             wrong = given[self.map.items["item_id"]] == ""
@@ -182,7 +171,7 @@ class Columns:
         given = {name: raw[column] for name, column in self.map.columns.items()}
         reasons = pd.Series("", index=raw.index, dtype=object)
         reject(reasons, raw["malformed"] != "", "the number of columns is not the header's")
-        log = pd.DataFrame({"user_id": given["user_id"], "item_id": given["item_id"]})
+        log = pd.DataFrame(index=raw.index)
         for name in ("user_id", "item_id", *(("request_id",) if "request_id" in given else ())):
             log[name] = given[name]
             reject(reasons, given[name] == "", f"{self.map.columns[name]} is empty")

@@ -20,7 +20,8 @@ from features.schema import EXPOSURE, ITEM, USER
 TOO_FEW = "a recommender is learned from what at least 2 users watched: give a log of more users"
 
 
-def _no_rejects() -> pa.Table:
+def no_rejects() -> pa.Table:
+    """No rejected rows."""
     return pa.table({"reason": pa.array([], pa.string())})
 
 
@@ -36,7 +37,7 @@ class Dataset:
     items: pa.Table
     users: pa.Table
     exposures: pa.Table
-    rejected: pa.Table = field(default_factory=_no_rejects)
+    rejected: pa.Table = field(default_factory=no_rejects)
     duplicates: int = 0
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Chunk:
     key: str
     """Names the chunk: the same for the same log."""
     exposures: pa.Table
-    rejected: pa.Table = field(default_factory=_no_rejects)
+    rejected: pa.Table = field(default_factory=no_rejects)
     duplicates: int = 0
     raw: pd.DataFrame | None = None
     """The text the exposures were made from, row by row in no particular order, where the log is text."""

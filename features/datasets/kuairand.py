@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from features.datasets.dataset import TOO_FEW, Chunk, Seen
 from features.datasets.interactions import OLDEST_MS, impressions_table, latest_ms
-from features.datasets.text import TextFiles, as_text, header, read_text, reject, text_batches
+from features.datasets.text import TextFiles, as_text, header, read_text, reject, text_batches, text_chunks
 from features.schema import ITEM, TIME, USER, conform
 
 EXPECTED = (
@@ -123,18 +123,7 @@ class KuaiRand:
 
     def chunks(self, scratch: Path, skip: Collection[str] = ()) -> Iterator[Chunk]:
         """See ``dataset.Log``."""
-        for key, rows in self.text.frames(scratch, skip):
-            duplicated = rows.drop(columns="file").duplicated()
-            raw = rows[~duplicated].reset_index(drop=True)
-            numbers, reasons = _parse(raw)
-            valid = reasons == ""
-            yield Chunk(
-                key=key,
-                exposures=_exposures(numbers[valid]),
-                rejected=as_text(raw[~valid].assign(reason=reasons[~valid])),
-                duplicates=int(duplicated.sum()),
-                raw=raw[valid],
-            )
+        return text_chunks(self.text.frames(scratch, skip), _parse, _exposures)
 
     def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
         """See ``dataset.Log``; a missing duration is taken from the log when the video is there."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from features.datasets.dataset import TOO_FEW, Chunk, Seen
 from features.datasets.interactions import OLDEST_MS, interactions_table, latest_ms
-from features.datasets.text import TextFiles, as_text, header, read_text, reject
+from features.datasets.text import TextFiles, as_text, header, read_text, reject, text_chunks
 from features.schema import ITEM, USER, conform
 
 EXPECTED = "MovieLens: ratings.csv and movies.csv"
@@ -85,25 +85,7 @@ class MovieLens:
 
     def chunks(self, scratch: Path, skip: Collection[str] = ()) -> Iterator[Chunk]:
         """See ``dataset.Log``."""
-        for key, rows in self.text.frames(scratch, skip):
-            duplicated = rows.duplicated()
-            raw = rows[~duplicated].reset_index(drop=True)
-            stars, seconds = (pd.to_numeric(raw[name], errors="coerce") for name in ("rating", "timestamp"))
-            reasons = pd.Series("", index=raw.index, dtype=object)
-            reject(reasons, raw["malformed"] != "", "the number of columns is not the header's")
-            reject(reasons, (raw["userId"] == "") | (raw["movieId"] == ""), "userId or movieId is empty")
-            reject(reasons, ~stars.between(0, 5), "rating is not a number from 0 to 5")
-            reject(reasons, ~(seconds > 0), "timestamp is not a positive number")
-            reject(reasons, seconds * 1000 < OLDEST_MS, "timestamp is before 1990: a clock that was never set")
-            reject(reasons, seconds * 1000 > latest_ms(), "timestamp lies in the future")
-            valid = reasons == ""
-            yield Chunk(
-                key=key,
-                exposures=_exposures(raw[valid].assign(stars=stars, seconds=seconds)),
-                rejected=as_text(raw[~valid].assign(reason=reasons[~valid])),
-                duplicates=int(duplicated.sum()),
-                raw=raw[valid],
-            )
+        return text_chunks(self.text.frames(scratch, skip), _parse, _exposures)
 
     def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
         """See ``dataset.Log``."""
@@ -124,6 +106,19 @@ class MovieLens:
     def users(self, seen: Seen) -> pa.Table:
         """See ``dataset.Log``: MovieLens says nothing about its users."""
         return conform(seen.users, USER)
+
+
+def _parse(ratings: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """With columns of numbers, ``stars`` and ``seconds``, and, per row, why it is rejected ("" = valid)."""
+    stars, seconds = (pd.to_numeric(ratings[name], errors="coerce") for name in ("rating", "timestamp"))
+    reasons = pd.Series("", index=ratings.index, dtype=object)
+    reject(reasons, ratings["malformed"] != "", "the number of columns is not the header's")
+    reject(reasons, (ratings["userId"] == "") | (ratings["movieId"] == ""), "userId or movieId is empty")
+    reject(reasons, ~stars.between(0, 5), "rating is not a number from 0 to 5")
+    reject(reasons, ~(seconds > 0), "timestamp is not a positive number")
+    reject(reasons, seconds * 1000 < OLDEST_MS, "timestamp is before 1990: a clock that was never set")
+    reject(reasons, seconds * 1000 > latest_ms(), "timestamp lies in the future")
+    return ratings.assign(stars=stars, seconds=seconds), reasons
 
 
 def _exposures(ratings: pd.DataFrame) -> pa.Table:

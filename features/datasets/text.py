@@ -6,7 +6,7 @@ each partition is a frame of the same columns: memory stays that of one partitio
 
 import csv
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from features.datasets.dataset import Chunk
 from features.histories.etl import EtlConfig, partition_by_user
 
 CHUNK_BYTES = 64_000_000
@@ -148,6 +149,30 @@ def _string(column: pa.Array) -> pa.Array:
 
 def _text(names: Sequence[str]) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in names])
+
+
+def text_chunks(
+    frames: Iterable[tuple[str, pd.DataFrame]],
+    parse: Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.Series]],
+    exposures: Callable[[pd.DataFrame], pa.Table],
+) -> Iterator[Chunk]:
+    """A chunk of each of ``TextFiles.frames``, exact repeats removed.
+
+    ``parse`` gives the columns that are read and, per row, why it is rejected ("" = valid); ``exposures`` makes
+    EXPOSURE rows of the columns of valid rows.
+    """
+    for key, rows in frames:
+        duplicated = rows.drop(columns="file").duplicated()
+        raw = rows[~duplicated].reset_index(drop=True)
+        log, reasons = parse(raw)
+        valid = reasons == ""
+        yield Chunk(
+            key=key,
+            exposures=exposures(log[valid]),
+            rejected=as_text(raw[~valid].assign(reason=reasons[~valid])),
+            duplicates=int(duplicated.sum()),
+            raw=raw[valid],
+        )
 
 
 def as_text(rejected: pd.DataFrame) -> pa.Table:

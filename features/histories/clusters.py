@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from features.histories.windows import Window
+from features.histories.windows import Window, concat_windows
 
 ITERATIONS = 8
 SAMPLE = 256
@@ -154,8 +154,7 @@ def compress(events: Window, counts: np.ndarray, vectors: ItemVectors, limit: in
     window, size = _averaged(events.take(known), counts[known], point, group, central)
     if not len(alone):
         return window, size
-    both = [np.concatenate(pair) for pair in zip(window.columns(), events.take(alone).columns(), strict=True)]
-    return _by_time(Window(**dict(zip(Window.__dataclass_fields__, both, strict=True))), np.r_[size, counts[alone]])
+    return _by_time(concat_windows([window, events.take(alone)]), np.r_[size, counts[alone]])
 
 
 def _averaged(

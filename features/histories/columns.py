@@ -23,8 +23,8 @@ class Growing:
         self._files = {f.name: (folder / f.name).open("wb") for f in schema}
         self._lengths = {f.name: (folder / f"{f.name}.n").open("wb") for f in schema if _is_string(f.type)}
 
-    def append(self, columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArray]) -> None:
-        """Adds rows; every column of the schema is given, [n], fixed lists as [n, size]."""
+    def append(self, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
+        """Adds rows; every column of the schema is given: numbers as numpy [n] or [n, size], strings as Arrow [n]."""
         sizes = {len(values) for values in columns.values()}
         assert len(sizes) == 1, "columns of one length"
         assert set(columns) == set(self.schema.names), "all columns of the schema"
@@ -71,19 +71,15 @@ class Growing:
             file.close()
         shutil.rmtree(self._folder)
 
-    def _append_strings(self, name: str, values: pa.Array | pa.ChunkedArray | np.ndarray) -> None:
-        chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [pa.array(values)]
-        for chunk in chunks:
-            large = chunk.cast(pa.large_string())
-            _, offsets, data = large.buffers()
-            ends = (
-                np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1] if len(large) else None
-            )
-            if ends is None:
-                continue
-            np.diff(ends).tofile(self._lengths[name])
-            if data is not None:
-                self._files[name].write(memoryview(data)[ends[0] : ends[-1]])
+    def _append_strings(self, name: str, values: pa.Array) -> None:
+        if not len(values):
+            return
+        large = values.cast(pa.large_string())
+        _, offsets, data = large.buffers()
+        ends = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
+        np.diff(ends).tofile(self._lengths[name])
+        if data is not None:
+            self._files[name].write(memoryview(data)[ends[0] : ends[-1]])
 
 
 def read_columns(path: Path) -> pa.RecordBatch:

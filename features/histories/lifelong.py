@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.histories.clusters import ItemVectors, compress
-from features.histories.context import Pathway, pathway_from_events
-from features.histories.windows import COLUMNS, Window, concat_windows, merge, window_of
+from features.histories.windows import COLUMNS, Window, concat_windows, merge, spans, window_of
 from features.schema import FLAGS, TIME
 
 DAY_MS = 86_400_000
@@ -75,7 +74,7 @@ def daily_lifelong(
     partitions of them may be done apart.
     """
     past = _newest_rows(previous if previous is not None else LIFELONG_ROWS.empty_table())
-    settled_ms = int(_stamps(previous).max()) if previous is not None and previous.num_rows else 0
+    settled_ms = int(stamps_of(previous).max()) if previous is not None and previous.num_rows else 0
     users, entries = _gather(exposures, past, settled_ms, vectors is not None)
     known = dict(zip(past.column("user_id").to_pylist(), past.column("clustered_ms").to_pylist(), strict=True))
     clustered_ms = np.array([known.get(user, 0) for user in users], np.int64)
@@ -90,7 +89,7 @@ def daily_lifelong(
 
 def settled(rows: pa.Table, end_ms: int) -> pa.Table:
     """Those of ``rows`` that data up to ``end_ms`` no longer changes: what the next night may go on from."""
-    return rows.filter(pa.array(_stamps(rows) <= end_ms // DAY_MS * DAY_MS - SETTLED_MS))
+    return rows.filter(pa.array(stamps_of(rows) <= end_ms // DAY_MS * DAY_MS - SETTLED_MS))
 
 
 def _gather(exposures: pa.Table, past: pa.Table, settled_ms: int, clustering: bool) -> tuple[np.ndarray, _Entries]:
@@ -140,8 +139,8 @@ def _plain_rows(users: np.ndarray, entries: _Entries, limit: int, clustered_ms: 
     starts = np.maximum(first, last + 1 - limit)
     counts = last + 1 - starts
     clustered = np.where(starts > first, CUT, clustered_ms[user[last]])
-    rows = np.repeat(starts - np.r_[0, np.cumsum(counts)[:-1]], counts) + np.arange(counts.sum()) if len(last) else last
-    return _rows(users[user[last]].tolist(), (day[last] + 1) * DAY_MS, entries.take(rows), counts, clustered)
+    own, stamps = entries.take(spans(starts, counts)), (day[last] + 1) * DAY_MS
+    return _rows(users[user[last]].tolist(), stamps, own.events, own.counts, counts, clustered)
 
 
 def _clustered_rows(
@@ -160,13 +159,13 @@ def _clustered_rows(
         user = int(own.user[0])
         days = _nights(own, limit, vectors, int(clustered_ms[user]), settled_ms)
         found += [(user, *day) for day in days]
-    windows = concat_windows([row[3] for row in found])
+    windows = [row[3] for row in found]
     each = np.concatenate([row[4] for row in found]) if found else np.empty(0, np.int64)
-    lengths = np.array([len(row[3]) for row in found], np.int64)
+    lengths = np.array([len(window) for window in windows], np.int64)
     stamps = np.array([row[1] for row in found], np.int64)
-    spread = _Entries(events=windows, counts=each, user=each, day=each)
     names = [str(users[row[0]]) for row in found]
-    return _rows(names, stamps, spread, lengths, np.array([row[2] for row in found], np.int64))
+    clustered = np.array([row[2] for row in found], np.int64)
+    return _rows(names, stamps, concat_windows(windows), each, lengths, clustered)
 
 
 def _nights(
@@ -189,15 +188,22 @@ def _nights(
 
 
 def _rows(
-    user_ids: Sequence[str], stamps: np.ndarray, entries: _Entries, lengths: np.ndarray, clustered_ms: np.ndarray
+    user_ids: Sequence[str],
+    stamps: np.ndarray,
+    events: Window,
+    counts: np.ndarray,
+    lengths: np.ndarray,
+    clustered_ms: np.ndarray,
 ) -> pa.Table:
-    table = window_rows(user_ids, stamps, entries.events, lengths)
+    """LIFELONG_ROWS of entries (``events`` and their ``counts``) that stand one after the other, ``lengths`` a row."""
+    table = window_rows(user_ids, stamps, events, lengths)
     offsets = table.column("times").combine_chunks().offsets
-    table = table.append_column("counts", pa.ListArray.from_arrays(offsets, pa.array(entries.counts, pa.int64())))
+    table = table.append_column("counts", pa.ListArray.from_arrays(offsets, pa.array(counts, pa.int64())))
     return table.append_column("clustered_ms", pa.array(clustered_ms, pa.int64())).cast(LIFELONG_ROWS)
 
 
-def _stamps(rows: pa.Table) -> np.ndarray:
+def stamps_of(rows: pa.Table) -> np.ndarray:
+    """int64 [n], UTC ms: the midnights that ``rows`` tell of."""
     stamps: np.ndarray = rows.column("event_timestamp").cast(pa.int64()).to_numpy()
     return stamps
 
@@ -216,9 +222,9 @@ def _within_reach(rows: pa.Table, newest: pa.Table) -> pa.Table:
     """``rows`` that a point-in-time join may still ask for, and each user's ``newest`` one."""
     if not rows.num_rows:
         return rows
-    oldest = _stamps(rows).max() - KEPT_MS
-    old = newest.filter(pa.array(_stamps(newest) < oldest))
-    return pa.concat_tables([old, rows.filter(pa.array(_stamps(rows) >= oldest))])
+    oldest = stamps_of(rows).max() - KEPT_MS
+    old = newest.filter(pa.array(stamps_of(newest) < oldest))
+    return pa.concat_tables([old, rows.filter(pa.array(stamps_of(rows) >= oldest))])
 
 
 def window_rows(user_ids: Sequence[str], timestamps_ms: np.ndarray, events: Window, counts: np.ndarray) -> pa.Table:
@@ -236,25 +242,15 @@ def rows_of_windows(user_ids: Sequence[str], timestamps_ms: np.ndarray, windows:
     return window_rows(user_ids, timestamps_ms, concat_windows(windows), counts)
 
 
-def events_of_lists(table: pa.Table, prefix: str = "") -> tuple[Window, np.ndarray]:
-    """All events of list columns ``<prefix>ids, ...`` one after the other, and int64 [n] how many each row holds.
+def events_of_lists(table: pa.Table) -> tuple[Window, np.ndarray]:
+    """All events of a window's list columns one after the other, and int64 [n] how many each row holds.
 
-    Null lists count as empty; without an ``ids`` column the ids are 0.
+    Null lists count as empty.
     """
-    present = [name for name in COLUMNS if prefix + name in table.column_names]
-    lists = {name: table.column(prefix + name).combine_chunks() for name in present}
+    lists = {name: table.column(name).combine_chunks() for name in COLUMNS}
     counts = lists["times"].value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     columns = {
         name: values.flatten().to_numpy(zero_copy_only=False).astype(object if name == "item_ids" else np.int64)
         for name, values in lists.items()
     }
-    columns.setdefault("ids", np.zeros(len(columns["times"]), np.int64))
     return Window(**columns), counts
-
-
-def pathway_from_lists(
-    table: pa.Table, times_ms: np.ndarray, item_index: pd.Index, limit: int, prefix: str = "lifelong_"
-) -> Pathway:
-    """Pathway [B, limit] of B requests whose windows are list columns ``<prefix>item_ids, <prefix>times, ...``."""
-    events, counts = events_of_lists(table, prefix)
-    return pathway_from_events(events, counts, times_ms, item_index, limit)

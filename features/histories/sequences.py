@@ -18,6 +18,7 @@ from features.histories.columns import Growing, read_columns
 from features.histories.context import STATIC_FIELDS, Pathway, compact
 from features.histories.parts import Part
 from features.histories.requests import Requests
+from features.histories.windows import spans
 
 EVENTS = pa.schema(
     [
@@ -149,14 +150,6 @@ class SequenceWriter:
         files["lifelong_events"].append({name: column[kept] for name, column in features.events.items()})
         files["lifelong"].append({"start": start, "count": counts})
         files["features"].append({"static": features.static, "lifelong": row})
-
-
-def spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64: first[0], first[0] + 1, ... (counts[0] of them), then those of first[1], and so on."""
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    result: np.ndarray = np.repeat(first - (ends - counts), counts) + np.arange(total)
-    return result
 
 
 def _chunks(order: np.ndarray) -> Iterator[np.ndarray]:

@@ -107,6 +107,14 @@ def concat_windows(windows: Sequence[Window]) -> Window:
     return Window(**{name: np.concatenate(column) for name, column in zip(COLUMNS, columns, strict=True)})
 
 
+def spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64: first[0], first[0] + 1, ... (counts[0] of them), then those of first[1], and so on."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    result: np.ndarray = np.repeat(first - (ends - counts), counts) + np.arange(total)
+    return result
+
+
 def event_ids(exposure_ids: Iterable[str]) -> np.ndarray:
     """int64 [n]: the first 8 bytes of a stable hash of each exposure id."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in exposure_ids)

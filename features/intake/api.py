@@ -23,13 +23,12 @@ from starlette.types import Receive, Scope, Send
 from features.intake import openapi
 from features.intake.events import MAX_BODY_BYTES, Event, InvalidBatch, Served, parse, times_ms
 from features.intake.intake import Intake
+from features.intake.openapi import FLUSH_TIMEOUT_S, LONGEST_FLUSH_S
 from features.intake.wal import WalFailed, WalFull
 from features.intake.worker import UPLOAD
 
 RETRY_AFTER_S = 5
 BODY_TIMEOUT_S = 30.0
-FLUSH_TIMEOUT_S, LONGEST_FLUSH_S = 60.0, 600.0
-
 
 _OTHER_METHODS = ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +25,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from features.intake.exposures import recent_events
 from features.intake.upload import Apply, Outcome, Update, Upload
 from features.intake.wal import Segment
+from features.intake.worker import BAD_DATA, UPLOAD
 from features.storage import StorageUnavailable, connect
 
 if TYPE_CHECKING:
@@ -135,10 +136,9 @@ def _serve(work: Callable[[Sequence[Segment]], Outcome], calls: TextIO, answers:
         segments = [Segment(Path(s["path"]), s["number"], s["size"], s["since"]) for s in json.loads(line)]
         answer: dict[str, Any]
         try:
-            answer = {**work(segments).plain(), "metrics": generate_latest(REGISTRY).decode()}
+            answer = {**asdict(work(segments)), "metrics": generate_latest(REGISTRY).decode()}
         except Exception as error:  # whatever it is, the parent decides whether to try again
-            bad_data = isinstance(error, ValueError | TypeError | KeyError)
-            answer = {"error": f"{type(error).__name__}: {error}", "bad_data": bad_data}
+            answer = {"error": f"{type(error).__name__}: {error}", "bad_data": isinstance(error, BAD_DATA)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -161,7 +161,7 @@ def main() -> None:
     # Clients wait for the log, nobody waits for this.
     os.nice(_NICE)
     with _locked(folder, step):
-        work = Upload(connect()) if step == "upload" else Update(online_apply())
+        work = Upload(connect()) if step == UPLOAD else Update(online_apply())
         _serve(work, sys.stdin, answers)
 
 

@@ -5,7 +5,7 @@ The body is ``{"events": [{"kind": "impression" | "feedback" | "served", ...}]}`
 left out are false. Unknown fields are refused, so ``log_probs`` cannot hide in a client's event. Validation is
 msgspec over typed structs, which parses and checks in one pass without Python per event (five times pydantic's speed
 here, and it decides how much one collector takes); the same types give the OpenAPI page (``features.intake.openapi``).
-Left out: who may send what (``features.intake.collector``).
+Left out: who may send what (``features.intake.api``).
 """
 
 import json

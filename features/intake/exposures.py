@@ -49,7 +49,6 @@ SLICE_BYTES = 512 * 1024 * 1024
 
 _SKEW = timedelta(hours=1)
 _TRIES = 3
-_IMPRESSIONS = "events/kind=impression"
 _Read = TypeVar("_Read")
 
 
@@ -94,7 +93,7 @@ def read_events(storage: Storage, kind: str, start: datetime | None, end: dateti
 
 def recent_events(storage: Storage, kind: str, rows: int) -> pa.Table:
     """The ``rows`` newest events of a kind by time of storing, in whole parts: the last is what passes the number."""
-    found = sorted(partitions.parts(storage, f"events/kind={kind}", None, None), key=lambda part: part.modified)
+    found = sorted(_event_parts(storage, kind, None, None), key=lambda part: part.modified)
     tables: list[pa.Table] = []
     while found and sum(table.num_rows for table in tables) < rows:
         tables.append(conform(partitions.fetch(storage, found.pop()), EVENTS[kind]))
@@ -187,7 +186,7 @@ def _belated(storage: Storage, joined: Joined, window: _Window) -> tuple[Joined,
     start, late = window.start, window.late
     lost = between(joined.feedback_without_impression, start - late, window.end - late)
     names = lost.column("exposure_id").combine_chunks()
-    found = partitions.parts(storage, _IMPRESSIONS, start - 2 * late - _SKEW, start - late) if lost.num_rows else []
+    found = _event_parts(storage, "impression", start - 2 * late - _SKEW, start - late) if lost.num_rows else []
 
     def load(part: Part) -> pa.Table:
         impressions = conform(partitions.fetch(storage, part), IMPRESSION)
@@ -244,7 +243,7 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 def _event_parts(storage: Storage, kind: str, start: datetime | None, end: datetime | None) -> list[Part]:
     if kind not in EVENTS:
         raise ValueError(f"there are no events of kind {kind!r}; the kinds are {', '.join(EVENTS)}")
-    return partitions.parts(storage, f"events/kind={kind}", start, end)
+    return partitions.parts(storage, partitions.events_root(kind), start, end)
 
 
 def _read_events(

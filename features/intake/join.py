@@ -126,17 +126,18 @@ def _differs(table: pa.Table, partners: pa.Table, rows: np.ndarray) -> np.ndarra
 
 
 def _assemble(shown: pa.Table, sent: pa.Table, feedback: pa.Table, at: np.ndarray) -> pa.Table:
-    """EXPOSURE rows: impressions, the served row beside each (nulls for none) and the merged feedback."""
+    """EXPOSURE rows: impressions, the served row beside each (nulls for none) and the merged feedback.
+
+    ``at`` holds the row of ``shown`` of each feedback row, -1 for those that are not in ``feedback``.
+    """
     columns: dict[str, Any] = {name: shown.column(name) for name in IMPRESSION.names}
     columns["item_id"] = pc.coalesce(sent.column("item_id"), shown.column("item_id"))
     columns |= {name: sent.column(name) for name in _FROM_SERVED}
     rows = at[at >= 0]
-    for name in ("play_ms", *FLAGS):
-        merged = np.zeros(shown.num_rows, np.int64)
+    told = {name: np.zeros(shown.num_rows, np.int64) for name in ("play_ms", *FLAGS)}
+    for name, merged in told.items():
         np.maximum.at(merged, rows, _numbers(feedback, name))
-        columns[name] = merged
-    growing = {name: columns.pop(name) for name in ("play_ms", *FLAGS)}
-    return _replaced(pa.table(columns), growing)
+    return _replaced(pa.table(columns), told)
 
 
 def _replaced(table: pa.Table, numbers: dict[str, np.ndarray]) -> pa.Table:

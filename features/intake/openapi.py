@@ -12,6 +12,9 @@ import msgspec
 
 from features.intake.events import MAX_BODY_BYTES, MAX_EVENTS, Batch
 
+FLUSH_TIMEOUT_S, LONGEST_FLUSH_S = 60, 600
+"""How long ``POST /v1/flush`` waits: by default, and at most."""
+
 _ABOUT = "What was shown to users, and what they did."
 _TEXT = {
     202: "The batch is on disk.",
@@ -49,7 +52,7 @@ _TIMEOUT = {
     "name": "timeout",
     "in": "query",
     "description": "Seconds.",
-    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 600, "default": 60},
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_FLUSH_S, "default": FLUSH_TIMEOUT_S},
 }
 
 

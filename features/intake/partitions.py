@@ -42,9 +42,14 @@ def utc(time: datetime) -> datetime:
     return time.astimezone(UTC)
 
 
-def milliseconds(table: pa.Table, column: str = "event_time") -> np.ndarray:
-    """The times of ``column`` as int64 UTC milliseconds."""
-    return pc.cast(table.column(column), pa.int64()).to_numpy()
+def events_root(kind: str) -> str:
+    """The root of the events of a kind (features.schema.EVENTS)."""
+    return f"events/kind={kind}"
+
+
+def milliseconds(table: pa.Table) -> np.ndarray:
+    """int64 [rows]: the event times in UTC milliseconds."""
+    return pc.cast(table.column("event_time"), pa.int64()).to_numpy()
 
 
 def write(storage: Storage, root: str, table: pa.Table) -> list[str]:

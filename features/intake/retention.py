@@ -70,7 +70,7 @@ def distinct(events: pa.Table) -> pa.Table:
 
 ROOTS: dict[str, tuple[pa.Schema, Merge]] = {
     ROOT: (EXPOSURE, merge),
-    **{f"events/kind={kind}": (schema, distinct) for kind, schema in EVENTS.items()},
+    **{partitions.events_root(kind): (schema, distinct) for kind, schema in EVENTS.items()},
 }
 """Every root of hourly partitions, its schema, and how its parts are merged."""
 
@@ -104,8 +104,9 @@ def prune(
     doomed = [part for part in [*superseded, *expired] if part.key not in claimed]
     if not dry_run:
         # A run may have claimed segments since.
-        claimed |= claims(storage, now - config.abandoned)
-        partitions.in_parallel(storage.remove, [part.key for part in doomed if part.key not in claimed])
+        claimed = claims(storage, now - config.abandoned)
+        doomed = [part for part in doomed if part.key not in claimed]
+        partitions.in_parallel(storage.remove, [part.key for part in doomed])
     return {
         "merged": merged,
         "superseded": len(superseded),

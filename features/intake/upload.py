@@ -5,8 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -30,10 +29,6 @@ class Outcome:
     metrics: str = field(default="", compare=False)
     """Prometheus text of the process that did it, when it is another one."""
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Upload:
@@ -46,7 +41,7 @@ class Upload:
         decoded = read(segments)
         try:
             for kind, table in decoded.tables.items():
-                partitions.write(self.storage, f"events/kind={kind}", table)
+                partitions.write(self.storage, partitions.events_root(kind), table)
             reject(self.storage, "events", decoded.rejected)
         except ObjectMissing:
             self.storage.ensure_bucket()

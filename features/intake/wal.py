@@ -31,7 +31,6 @@ _HEADER = struct.Struct("<II")
 _SUFFIX = ".wal"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-
 _Done = Future[None] | asyncio.Future[None]
 
 
@@ -75,7 +74,7 @@ class Segment:
 
     def records(self) -> list[bytes]:
         """The payloads up to the end or the first torn record."""
-        return list(scan(self.path.read_bytes())[0])
+        return scan(self.path.read_bytes())[0]
 
     def remove(self) -> None:
         """Deletes the file."""

@@ -23,6 +23,8 @@ from features.intake.wal import Segment
 log = logging.getLogger(__name__)
 
 UPLOAD, UPDATE = "upload", "update"
+BAD_DATA = (ValueError, TypeError, KeyError)
+"""Errors of a step that come from the rows: trying them again will not help."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
 _TAKEN_BYTES = 16 * 1024 * 1024
@@ -200,7 +202,7 @@ class Worker:
                 outcome = self.work(segments)
             except Exception as error:  # whatever it is, the log keeps the rows and this thread must live
                 self._failed(error, tries)
-                bad_data = isinstance(error, ValueError | TypeError | KeyError)
+                bad_data = isinstance(error, BAD_DATA)
                 if self.skip_above_bytes is not None and bad_data and tries >= _TRIES_OF_BAD_DATA:
                     return self._skip(segments, f"{tries} tries failed")
             else:

@@ -32,8 +32,8 @@ def bot_watched(user: int, items: np.ndarray, seed: int, day: int, slot: int, ti
     places = np.arange(len(items))
     keys = (seed, user, day, slot, items, places)
     low, high = SKIP_MS
-    play = (low + (high - low) * uniforms(_SKIP, *keys)[: len(items)]).astype(np.int64)
-    likes = uniforms(_LIKE, *keys)[: len(items)] < LIKE
+    play = (low + (high - low) * uniforms(_SKIP, *keys)).astype(np.int64)
+    likes = uniforms(_LIKE, *keys) < LIKE
     flags = {flag: np.zeros(len(items), bool) for flag in FLAGS} | {"like": likes}
     ends = time_ms + np.cumsum(play + swipe_ms)
     return Watched(

@@ -45,7 +45,10 @@ def buckets(views: Views, play_ms: np.ndarray, duration_ms: np.ndarray, long_vie
 
 
 def deciles(expected: np.ndarray, views: Views, score: np.ndarray, long_view: np.ndarray) -> list[dict[str, Any]]:
-    """By decile of the ``expected`` percentile [n]: its mean and the observed one's, and shares of long views."""
+    """By decile of the ``expected`` percentile [n]: its mean and the observed one's, and shares of long views.
+
+    ``score`` [n] is the observed play as a normal score (``features.world.taste.play_score``).
+    """
     decile = np.minimum((pd.Series(expected).rank(pct=True).to_numpy() * 10).astype(int), 9)
     return [
         {

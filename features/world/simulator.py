@@ -67,7 +67,10 @@ class SimulatorConfig:
 
     @classmethod
     def scenario(cls, name: str, **overrides: Any) -> "SimulatorConfig":
-        """The world of a scenario file (``features.world.scenarios``) with ``overrides``; ValueError for neither."""
+        """The world of a scenario file (``features.world.scenarios``) with ``overrides`` of its fields.
+
+        Raises ValueError for an unknown scenario or field.
+        """
         _, given = scenarios.load(name)
         unknown = sorted({*given, *overrides} - set(cls.__dataclass_fields__))
         if unknown:
@@ -161,7 +164,8 @@ class Simulator:
         if not self._are_bots(day):
             return visits
         names = [str(self._users[row]) for row in self._bots]
-        people = [visit for visit in visits if visit.user_id not in set(names)]
+        programs = set(names)
+        people = [visit for visit in visits if visit.user_id not in programs]
         bots = bot_visits(self._bots, names, self.config.seed, day, self._start_ms)
         return sorted([*people, *bots], key=lambda visit: (visit.time_ms, visit.user_id))
 

@@ -101,14 +101,10 @@ def beam_search(
             logits, state = model.step(kv, beams.sids[..., -1], state)
         children = continuations(trie, level, beams, allowed) if trie else _every_code(beams, logits)
         log_prob = gather_codes(logits.log_softmax(-1), children)
-        scores = (total.gather(1, children.beam) + log_prob).masked_fill_(~children.exists, -torch.inf)
-        total, pick = scores.topk(min(width, scores.shape[1]))
-        beam, code, log_prob, node, valid = (
-            part.gather(1, pick) for part in (children.beam, children.code, log_prob, children.node, children.exists)
-        )
-        beams = beams.extend(beam, code, log_prob, node, valid)
+        children, log_prob, total = likeliest(children, log_prob, total, width)
+        beams = beams.extend(children.beam, children.code, log_prob, children.node, children.exists)
         if 0 < level < levels - 1:  # before, all beams share one state; afterwards nobody needs it
-            state = state.select(beam)
+            state = state.select(children.beam)
     return beams.padded(width).checked()
 
 
@@ -123,6 +119,19 @@ def continuations(
 def gather_codes(log_probs_BWC: Tensor, children: Children) -> Tensor:
     """[B, N] log-probability of each child's code, given its beam."""
     return log_probs_BWC.flatten(1).gather(1, children.beam * log_probs_BWC.shape[-1] + children.code)
+
+
+def likeliest(children: Children, log_prob_BN: Tensor, total_BW: Tensor, width: int) -> tuple[Children, Tensor, Tensor]:
+    """The ``width`` best children of beams whose tokens so far have ``total_BW``, best first.
+
+    With their own log-probabilities and their new totals, both [B, min(width, N)].
+    """
+    scores = (total_BW.gather(1, children.beam) + log_prob_BN).masked_fill_(~children.exists, -torch.inf)
+    total, pick = scores.topk(min(width, scores.shape[1]))
+    node, code, beam, exists, log_prob = (
+        part.gather(1, pick) for part in (children.node, children.code, children.beam, children.exists, log_prob_BN)
+    )
+    return Children(node, code, beam, exists), log_prob, total
 
 
 def _every_code(beams: Beams, logits: Tensor) -> Children:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoding.beam import Beams, check_fit, continuations, gather_codes
+from models.decoding.beam import Beams, check_fit, continuations, gather_codes, likeliest
 from models.decoding.filter import LeafFilter
 from models.decoding.trie import Children, Trie
 from models.generator import ContextKV
@@ -111,22 +111,17 @@ class _Lists:
 
     def grown(self, children: Children, log_prob: Tensor, width: int) -> tuple["_Lists", Tensor]:
         """The best continuations and the beams they come from; lists that cannot go on stay as they are."""
-        scores = (self.total.gather(1, children.beam) + log_prob).masked_fill(~children.exists, -torch.inf)
-        count = min(width, scores.shape[1])
-        total, pick = scores.topk(count)
-        beam, code, log_prob, node, valid = (
-            part.gather(1, pick) for part in (children.beam, children.code, log_prob, children.node, children.exists)
-        )
         alive = self.alive & children.exists.any(1)
-        own = torch.arange(count, device=pick.device)
+        best, log_prob, total = likeliest(children, log_prob, self.total, width)
+        own = torch.arange(total.shape[1], device=total.device)
         there = own < self.total.shape[1]
-        own = own.clamp(max=self.total.shape[1] - 1).expand_as(pick)
+        own = own.clamp(max=self.total.shape[1] - 1).expand_as(total)
         going = alive[:, None]
-        beam = torch.where(going, beam, own)
-        code = code.masked_fill(~going, -1)
-        valid = torch.where(going, valid, self.beams.valid.gather(1, own) & there)
+        beam = torch.where(going, best.beam, own)
+        code = best.code.masked_fill(~going, -1)
+        valid = torch.where(going, best.exists, self.beams.valid.gather(1, own) & there)
         total = torch.where(going, total, self.total.gather(1, own).masked_fill(~there, -torch.inf))
-        beams = self.beams.extend(beam, code, log_prob.masked_fill(~going, 0.0), node, valid)
+        beams = self.beams.extend(beam, code, log_prob.masked_fill(~going, 0.0), best.node, valid)
         held = self.chosen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.chosen.shape[-1]))
         return _Lists(beams, held, total, alive), beam
 

@@ -155,7 +155,7 @@ class Trie:
         return child, self.tokens[level][child], exists
 
     def locate(self, sids: Tensor) -> Tensor:
-        """Leaf of each SID [..., L], -1 where there is none (an illegal SID)."""
+        """Leaf of each SID [..., L], or node of each prefix [..., fewer codes]; -1 where there is none (illegal)."""
         node = torch.zeros(sids.shape[:-1], dtype=torch.long, device=sids.device)
         legal = ((sids >= 0) & (sids < self.codes)).all(-1)
         for level, code in enumerate(sids.unbind(-1)):

@@ -1,9 +1,10 @@
 """Attention of the lazy decoder: cross-attention without K/V projections, and self-attention inside one item.
 
 OneRec-V2 Technical Report (arXiv 2508.20900), 2.2-2.3. Context keys and values arrive ready made from the context
-processor, so cross-attention owns only Q and O; grouped queries share a KV group. Self-attention sees at most
-``levels`` tokens (BOS, s1, s2), so it is written as element-wise products: forward and backward take a half to a third
-of the time of a batched matmul or a fused kernel in fp32 on a CPU (in bf16 about the same, and less when decoding).
+processor, so cross-attention owns only Q and O; grouped queries share a KV group. Self-attention over one item sees
+``levels`` tokens (BOS, s1, s2) and is written as element-wise products: forward and backward take a half to a third of
+the time of a batched matmul or a fused kernel in fp32 on a CPU (in bf16 about the same, and less when decoding). A
+session's is torch's own.
 
 Departure from V2: ``recency_bias`` adds ``slope_h * age`` to the cross-attention scores (one learned slope per head,
 ``age`` the normalised log age of the behaviour). BOS is a constant query and has no other way to prefer recent items in
@@ -51,7 +52,7 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention over the few tokens of one item; never across targets."""
+    """Causal self-attention over the tokens of one item or one session; never across targets."""
 
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()

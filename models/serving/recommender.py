@@ -178,8 +178,8 @@ class Recommender:
             return beam_search(model, kv, trie, width, allowed)
         return sample(model, kv, trie, width, draw=Draw(temperature=temperature), generator=generator, allowed=allowed)
 
-    def _expand(self, beams: Beams, allowed: np.ndarray, num_items: int, mode: str) -> list[Recommendation]:
-        """The best allowed items of each request's SIDs; a session has one item for each of its SIDs."""
+    def _expand(self, beams: Beams, showable: np.ndarray, num_items: int, mode: str) -> list[Recommendation]:
+        """The best ``showable`` (bool [B, items]) items of each request's SIDs; a session has one for each SID."""
         leaf, sids = beams.leaf.cpu().numpy(), beams.sids.to(torch.int32).cpu().numpy()
         log_probs = beams.log_probs.float().cpu().numpy()
         request, beam = _first_of_each(leaf)
@@ -188,7 +188,7 @@ class Recommender:
         source = np.repeat(np.arange(len(start)), counts)
         item = self._items[np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts) + start[source]]
         request, beam = request[source], beam[source]
-        servable = allowed[request, item]
+        servable = showable[request, item]
         rank = _rank_within(source, servable)
         request, beam, item, rank = request[servable], beam[servable], item[servable], rank[servable]
         scores = log_probs[request, beam].sum(-1) + self._log_share[item]

@@ -93,7 +93,7 @@ class AlignmentConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lesson:
-    """What one fold teaches: pairs [m, 2] of rows by name of their loss, and the collaborative token to show."""
+    """What one fold teaches: pairs [m, 2] of rows by loss, some for a loss switched on; the collaborative token."""
 
     pairs: Mapping[str, np.ndarray]
     watched: Tokens | None
@@ -155,7 +155,7 @@ class Aligner:
             for kind, pairs in self.course.lessons[fold].pairs.items()
             if len(pairs) and getattr(config, kind)
         }
-        rows, inverse = np.unique(np.concatenate([*drawn.values(), np.empty((0, 2), np.int64)]), return_inverse=True)
+        rows, inverse = np.unique(np.concatenate(list(drawn.values())), return_inverse=True)
         places = torch.from_numpy(inverse.reshape(-1, 2)).split(config.batch)
         latent, vectors = self.model(self._shown(rows, fold, rng))
         loss, parts = latent.sum() * 0, {}

@@ -1,26 +1,17 @@
 """The quality card of a codebook: one HTML page that opens without a network.
 
 Input is the JSON of ``quality.codebook_report`` (with whatever scalars its caller adds), so a card can be redrawn at
-any time. plotly's script is put into the page once.
+any time.
 """
 
 import html as escaping
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1f2328}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p.note{color:#57606a}
-table{border-collapse:collapse;margin:.6rem 0}
-td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;text-align:right;vertical-align:top}
-td:first-child,th:first-child,td.text{text-align:left}.cards{display:flex;gap:1rem;flex-wrap:wrap}
-.card{border:1px solid #d0d7de;border-radius:8px;padding:.7rem 1rem;min-width:10rem}
-.card b{font-size:1.3rem;display:block}
-"""
+from monitoring.page import page, plots
+
 _PER_LEVEL = {
     "utilisation": "codes in use, share",
     "dead_codes": "dead codes",
@@ -41,16 +32,10 @@ def html(report: Mapping[str, Any], title: str = "Tokenizer") -> str:
         ("Do neighbours share codes?", _neighbours(report), "Pairs of items engaged with one after the other."),
         ("Items of a SID", _collisions(report), "1 is an item with a SID of its own."),
     ]
-    drawn = "".join(
-        f"<h2>{name}</h2><p class=note>{note}</p>{_div(figure, name)}"
-        for name, figure, note in sections
-        if figure is not None
-    )
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escaping.escape(title)}</title>"
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>{escaping.escape(title)}</h1>{_head(report)}{_levels(report)}{drawn}{_examples(report)}{_rest(report)}"
-        "</body></html>"
+    drawn = plots(sections, {"height": 340})
+    return page(
+        title,
+        f"<h1>{escaping.escape(title)}</h1>{_head(report)}{_levels(report)}{drawn}{_examples(report)}{_rest(report)}",
     )
 
 
@@ -153,9 +138,3 @@ def _rest(report: Mapping[str, Any]) -> str:
 
 def _text(value: int | float | str | bool) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _div(figure: go.Figure, name: str) -> str:
-    figure.update_layout(template="plotly_white", height=340, margin={"l": 60, "r": 20, "t": 20, "b": 45})
-    # Named, because plotly's own names are random and a stage is known by the digest of its files.
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=re.sub(r"\W+", "-", name)))

@@ -21,8 +21,8 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from models.tokenizer.cooccurrence import Collaborative, collaborative, engagements, user_numbers
-from models.tokenizer.interactions import item_rows, positive, times
+from models.tokenizer.cooccurrence import Collaborative, collaborative, engagements
+from models.tokenizer.interactions import item_rows, positive, times, user_numbers
 from models.tokenizer.swing import nearest, swing
 
 _RECENT = 20  # ours: how many of the latest positives are candidates; the paper names no number

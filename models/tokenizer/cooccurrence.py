@@ -9,14 +9,13 @@ user's recent items is *collaboratively similar* to a target, as the U2I pairs o
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from scipy import sparse
 from scipy.linalg import orthogonal_procrustes
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from models.tokenizer.interactions import item_rows, newest, strength, times, user_item
+from models.tokenizer.interactions import item_rows, newest, strength, times, user_item, user_numbers
 
 _IMPRESSION = 0.2  # ours: co-occurrence weight of a mere impression relative to a long view
 _HISTORY = 256  # ours: latest exposures of a user that count, as pairs grow with the square
@@ -63,11 +62,6 @@ def engagements(items: pa.Table, exposures: pa.Table) -> sparse.csr_matrix:
     rows = item_rows(exposures, items.column("item_id").to_pylist())
     weight = strength(exposures, _IMPRESSION) * newest(users, times(exposures), _HISTORY)
     return user_item(users, rows, weight, (int(users.max(initial=-1)) + 1, items.num_rows))
-
-
-def user_numbers(exposures: pa.Table) -> np.ndarray:
-    """int64 [n]: each exposure's user, numbered by first appearance."""
-    return np.asarray(pd.factorize(np.asarray(exposures.column("user_id").to_pylist(), object))[0])
 
 
 def ppmi(together: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -65,7 +65,7 @@ class ItemEmbedder:
         like content are contrasted. Raises ValueError when there are no items, or nothing is known of any.
         """
         config = config or AlignmentConfig()
-        items = item_rows(items)
+        items = conform_items(items)
         if not items.num_rows:
             raise ValueError("got 0 items; expected at least one item to embed")
         log, folds = make_folds(items, exposures, config.folds, config.dim, config.seed)
@@ -80,7 +80,7 @@ class ItemEmbedder:
         course = Course(
             tokens=tokens,
             shape=shape_of(modalities, config),
-            lessons=_lessons(items, folds, "collaborative" in modalities),
+            lessons=_lessons(items, folds, config, "collaborative" in modalities),
             captions=words,
             vocabulary=vocabulary,
         )
@@ -90,7 +90,7 @@ class ItemEmbedder:
 
     def encode(self, items: pa.Table) -> np.ndarray:
         """Unit vectors float32 [n, dim]; items unseen in fit, or without engagement there, are placed by content."""
-        items = item_rows(items)
+        items = conform_items(items)
         if self._latest is not None and self._latest[0].equals(items):
             return self._latest[1].copy()
         vectors = np.empty((items.num_rows, self.config.dim), np.float32)
@@ -103,7 +103,7 @@ class ItemEmbedder:
 
     def bare(self, items: pa.Table) -> np.ndarray:
         """bool [n]: items of which no modality knows anything."""
-        tokens = self._tokens(item_rows(items))
+        tokens = self._tokens(conform_items(items))
         return ~np.any([np.zeros(items.num_rows, bool), *(part.mask.any(1) for part in tokens.values())], axis=0)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def _vectors(model: QFormer, tokens: Mapping[str, Tokens], config: AlignmentConf
         return np.asarray(torch.cat(parts).numpy())
 
 
-def item_rows(items: pa.Table) -> pa.Table:
+def conform_items(items: pa.Table) -> pa.Table:
     """ITEM rows in the schema, with the optional image columns when they are there."""
     rows = conform(items, ITEM)
     for name in (VECTOR, PATH):
@@ -156,11 +156,13 @@ def item_rows(items: pa.Table) -> pa.Table:
     return rows
 
 
-def _lessons(items: pa.Table, folds: list[Fold], watched: bool) -> list[Lesson]:
-    if not any(len(fold.u2i) or len(fold.i2i) for fold in folds):
+def _lessons(items: pa.Table, folds: list[Fold], config: AlignmentConfig, watched: bool) -> list[Lesson]:
+    """One of every fold with pairs that a loss is switched on for; pairs of like content when no fold has any."""
+    wanted = [kind for kind in ("u2i", "i2i") if getattr(config, kind)]
+    taught = [fold for fold in folds if any(len(getattr(fold, kind)) for kind in wanted)]
+    if not taught:
         alike = content_pairs(items)
         return [Lesson(pairs={"u2i": alike, "i2i": alike}, watched=None)]
-    taught = [fold for fold in folds if len(fold.u2i) or len(fold.i2i)]
     return [
         Lesson(
             pairs={"u2i": fold.u2i, "i2i": fold.i2i},

@@ -45,6 +45,11 @@ def times(exposures: pa.Table) -> np.ndarray:
     return exposures.column("event_time").cast(pa.int64()).to_numpy()
 
 
+def user_numbers(exposures: pa.Table) -> np.ndarray:
+    """int64 [n]: each exposure's user, numbered by first appearance."""
+    return np.asarray(pd.factorize(np.asarray(exposures.column("user_id").to_pylist(), object))[0])
+
+
 def item_rows(exposures: pa.Table, item_ids: Sequence[str] | pd.Index) -> np.ndarray:
     """Row of each exposure's item in ``item_ids``, int64 [n]; -1 where it is not listed."""
     index = item_ids if isinstance(item_ids, pd.Index) else pd.Index(list(item_ids), dtype=object)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.nn.blocks import RMSNorm, SwiGLU
 
-_UNKNOWN = 0.2
+_UNKNOWN = 0.2  # ours: standard deviation of bucket vectors before training
 
 Inputs = Mapping[str, tuple[Tensor, Tensor]]
 """Per modality: features [N, t, width] or buckets [N, t] long, and mask [N, t] bool."""
@@ -31,10 +31,10 @@ class QFormerShape:
     features: Mapping[str, int]
     buckets: Mapping[str, int]
     dim: int
-    width: int = 64
-    queries: int = 4
-    layers: int = 4
-    heads: int = 4
+    width: int
+    queries: int
+    layers: int
+    heads: int
 
 
 class QFormer(nn.Module):
@@ -76,8 +76,8 @@ class QFormer(nn.Module):
         parts, masks = [], []
         for name in (*self.shape.features, *self.shape.buckets):
             values, mask = inputs[name]
-            known = name in self.features
-            raw = self.norms[name](self.features[name](values)) if known else self.buckets[name](values)
+            dense = name in self.features
+            raw = self.norms[name](self.features[name](values)) if dense else self.buckets[name](values)
             parts.append(raw + self.kind[name])
             masks.append(mask)
         n = len(masks[0])

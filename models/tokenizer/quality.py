@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from models.tokenizer.interactions import item_rows, positive, times
+from models.tokenizer.interactions import item_rows, positive, times, user_numbers
 from models.tokenizer.vocabulary import Catalogue
 
 EXAMPLE_CODES = 12
@@ -137,7 +136,7 @@ def neighbour_pairs(exposures: pa.Table, item_ids: Sequence[str]) -> np.ndarray:
     """Rows int64 [m, 2] of different items that a user engaged with one after the other (positives only)."""
     kept = positive(exposures)
     rows = item_rows(exposures, item_ids)[kept]
-    users = pd.factorize(np.asarray(exposures.column("user_id").to_pylist(), object)[kept])[0]
+    users = user_numbers(exposures)[kept]
     order = np.lexsort((times(exposures)[kept], users))
     users, rows = users[order], rows[order]
     pairs = np.stack([rows[:-1], rows[1:]], axis=1)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from models.tokenizer.alignment import AlignmentConfig, Report
-from models.tokenizer.embedding import ItemEmbedder, item_rows
+from models.tokenizer.embedding import ItemEmbedder, conform_items
 from models.tokenizer.interactions import popularity
 from models.tokenizer.quality import codebook_report, neighbour_pairs
 from models.tokenizer.residual import ResidualQuantizer
@@ -93,7 +93,7 @@ class Tokenizer:
 
     def catalogue(self, items: pa.Table, exposures: pa.Table) -> Catalogue:
         """The catalogue of ``items`` with SIDs assigned together, and popularity from ``exposures``."""
-        items = item_rows(items)
+        items = conform_items(items)
         sids = self.quantizer.assign(
             self.embedder.encode(items), balanced=self.config.balanced, unique=self.config.unique
         )
@@ -104,7 +104,7 @@ class Tokenizer:
 
     def append(self, catalogue: Catalogue, new_items: pa.Table) -> Catalogue:
         """``catalogue`` with the ITEM rows it does not yet know; SIDs of existing items are untouched."""
-        new_items = item_rows(new_items)
+        new_items = conform_items(new_items)
         known = catalogue.rows(new_items.column("item_id").to_pylist()) >= 0
         new_items = new_items.filter(pc.invert(pa.array(known, pa.bool_())))
         if not new_items.num_rows:
@@ -121,7 +121,7 @@ class Tokenizer:
 
         JSON-able, and what ``card.html`` draws. Raises ValueError for items that are not in the catalogue.
         """
-        items = item_rows(items)
+        items = conform_items(items)
         rows = catalogue.rows(items.column("item_id").to_pylist())
         if (rows < 0).any():
             raise ValueError(

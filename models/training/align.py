@@ -26,6 +26,7 @@ from models.training import checkpoint
 from models.training.data import Contexts, RunData
 from models.training.loop import Loss, fit
 from models.training.ray import launch
+from models.training.sessions import per_request
 from models.training.stage import Example, Job, StageConfig, Workshop
 
 
@@ -146,7 +147,7 @@ def kept_sessions(data: RunData, contexts: Contexts, drop: float) -> np.ndarray:
     """float32 [N]: 1 for exposures of the sessions left after dropping the share ``drop`` with the least play time."""
     grouped = contexts.requests
     sizes = np.diff(grouped.offsets)
-    play = np.add.reduceat(data.column("play_ms")[grouped.rows], grouped.offsets[:-1])[contexts.trainable]
+    play = per_request(grouped, data.column("play_ms"))[contexts.trainable]
     worst = contexts.trainable[np.argsort(play, kind="stable")[: int(drop * len(play))]]
     keep = np.ones(len(grouped), np.float32)
     keep[worst] = 0

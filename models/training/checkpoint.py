@@ -44,8 +44,8 @@ def fingerprint(
     stage: str, config: Mapping[str, Any], model: GeneratorConfig, data: Path, sids: np.ndarray, init: Path | None
 ) -> dict[str, Any]:
     """Everything that decides a training's outcome, as JSON values: equal fingerprints may resume each other."""
-    files = {name: _sha256(data / name) for name in DATA}
-    weights = _sha256(init / WEIGHTS) if init is not None else ""
+    files = {name: sha256(data / name) for name in DATA}
+    weights = sha256(init / WEIGHTS) if init is not None else ""
     catalogue = hashlib.sha256(sids.tobytes()).hexdigest()
     record = {"stage": stage, "config": dict(config), "catalogue": catalogue, "init": weights}
     decoded: dict[str, Any] = json.loads(json.dumps({**record, **architectures.to_json(model), **files}))
@@ -163,6 +163,7 @@ def _check(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

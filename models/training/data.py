@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from features.histories.context import Context
 from features.histories.requests import Requests, requests
-from features.histories.sequences import Sequences, spans
-from features.histories.windows import Limits, is_positive
+from features.histories.sequences import Sequences
+from features.histories.windows import Limits, is_positive, spans
 from features.schema import EXPOSURE, FLAGS, conform
 from models.tokenizer.vocabulary import Catalogue
 

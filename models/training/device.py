@@ -1,7 +1,4 @@
-"""Where a worker computes: its device, threads, memory and precision, and its place among the workers.
-
-Left out: tensor and pipeline parallelism.
-"""
+"""Where a worker computes: its device, threads, memory and precision, and its place among the workers."""
 
 import ctypes
 import os

@@ -20,24 +20,11 @@ from torch import Tensor, nn
 from models.nn.moe import balance
 from models.training.checkpoint import CHECKPOINT, Training, restore, save
 from models.training.config import FitConfig
-from models.training.device import autocast, peak_flops, prepare_device, rank, total, world
+from models.training.device import autocast, peak_flops, rank, total, world
 from models.training.optimizer import Average, active_parameters, adamw, base_rate, rate
 from models.training.parallel import distributed, gradients_stay, scaled_norm
 from models.training.progress import Log, report
 from models.training.remote import Remote
-
-__all__ = [
-    "FitConfig",
-    "Loss",
-    "Plan",
-    "TrainingDiverged",
-    "autocast",
-    "fit",
-    "prefetch",
-    "prepare_device",
-    "rank",
-    "world",
-]
 
 Example = TypeVar("Example")
 

@@ -14,9 +14,8 @@ import numpy as np
 
 from features.histories.requests import Requests
 from features.schema import FLAGS
+from models.tokenizer.interactions import EXPLICIT
 from models.training.data import Contexts, RunData
-
-ENGAGEMENTS = ("like", "collect", "forward", "comment", "follow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,9 @@ def high_quality(
 ) -> np.ndarray:
     """bool [R], from the play time, and whether watched and engaged with, of every exposure [N]."""
     return (
-        (_per_request(requests, watched) >= quality.watched)
-        & (_per_request(requests, play_ms) >= quality.total_ms)
-        & (_per_request(requests, engaged) >= quality.engagements)
+        (per_request(requests, watched) >= quality.watched)
+        & (per_request(requests, play_ms) >= quality.total_ms)
+        & (per_request(requests, engaged) >= quality.engagements)
     )
 
 
@@ -59,7 +58,7 @@ def first_of_each(requests: Requests, select: np.ndarray, count: int) -> np.ndar
     before = np.cumsum(chosen) - chosen
     sizes = np.diff(requests.offsets)
     rank = before - np.repeat(before[requests.offsets[:-1]], sizes)
-    enough = np.repeat(_per_request(requests, select) >= count, sizes)
+    enough = np.repeat(per_request(requests, select) >= count, sizes)
     mask = np.zeros(len(select), bool)
     mask[requests.rows] = (chosen > 0) & (rank < count) & enough
     return mask
@@ -72,7 +71,7 @@ def session_targets(data: RunData, contexts: Contexts, items: int, quality: Sess
     """
     events, requests = data.sequences.events, contexts.requests
     engaged = np.zeros(len(data), bool)
-    for flag in ENGAGEMENTS:
+    for flag in EXPLICIT:
         engaged |= (events["labels"] >> FLAGS.index(flag)) & 1 != 0
     watched = really_watched(events["play_ms"], events["duration_ms"], quality)
     good = high_quality(requests, events["play_ms"], watched, engaged, quality)
@@ -92,7 +91,7 @@ def first_views(requests: Requests, item: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _per_request(requests: Requests, values: np.ndarray) -> np.ndarray:
+def per_request(requests: Requests, values: np.ndarray) -> np.ndarray:
     """Sum [R] of ``values`` [N] over each request's exposures."""
     sums = np.r_[0, np.cumsum(values[requests.rows].astype(np.int64))]
     return sums[requests.offsets[1:]] - sums[requests.offsets[:-1]]

@@ -31,8 +31,6 @@ HELD_OUT_SAMPLES = 1024
 """How many held-out samples are scored; a fixed slice, so that before and after are paired."""
 TOP_SHARE = 1 / 8
 """Recall of the first code is counted in the likeliest eighth of the codes: chance is 1/8 for every codebook size."""
-
-
 WATCHED_SECONDS = (0.2, 240.0)
 """Bounds of a play time that counts as a weight: a skip is not nothing, a video left running is not everything."""
 

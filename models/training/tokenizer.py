@@ -5,7 +5,6 @@ killed fit goes on from the QFormer's checkpoint, a finished one returns its met
 machine embeds and clusters a million items.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from models.tokenizer import card
 from models.tokenizer.checkpoint import CHECKPOINT, checkpoint_step
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
-from models.training.checkpoint import CONFIG, METRICS, write_json
+from models.training.checkpoint import CONFIG, METRICS, sha256, write_json
 from models.training.progress import Log
 from models.training.ray import launch
 
@@ -37,10 +36,8 @@ class TokenizerJob:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the outcome."""
-        record: dict[str, Any] = {"stage": "tokenizer", "config": asdict(self.config)}
-        for name in ("items", "exposures"):
-            with (self.data / f"{name}.parquet").open("rb") as file:
-                record[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        files = {name: sha256(self.data / f"{name}.parquet") for name in ("items", "exposures")}
+        record = {"stage": "tokenizer", "config": asdict(self.config), **files}
         decoded: dict[str, Any] = json.loads(json.dumps(record))
         return decoded
 

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from features.histories.context import Pathway, pathway_from_windows
+from features.histories.windows import Limits, empty_window, fold, positives, window_of
 from features.schema import EXPOSURE, FLAGS
 
 START = 1_700_000_000_000
@@ -58,3 +61,23 @@ def draw_exposures(rows: int, *, users: int = 5, seed: int = 0, prefix: str = "u
 def make_exposures() -> Callable[..., pa.Table]:
     """``draw_exposures``; a fixture because test modules cannot import from a conftest."""
     return draw_exposures
+
+
+def fold_log(
+    log: pa.Table, users: list[str], times: np.ndarray, item_index: pd.Index, limits: Limits
+) -> tuple[Pathway, Pathway]:
+    """Short-term and positive pathways by the slow reference: a fold for each (user, time) over the user's log."""
+    events, owner = window_of(log), np.array(log["user_id"].to_pylist(), object)
+    logs = [events.take(owner == user) for user in users]
+    short = [fold(empty_window(), own, limits.short, time) for own, time in zip(logs, times, strict=True)]
+    positive = [fold(empty_window(), positives(own), limits.positive, t) for own, t in zip(logs, times, strict=True)]
+    return (
+        pathway_from_windows(short, times, item_index, limits.short),
+        pathway_from_windows(positive, times, item_index, limits.positive),
+    )
+
+
+@pytest.fixture(scope="session")
+def folded() -> Callable[..., tuple[Pathway, Pathway]]:
+    """``fold_log``."""
+    return fold_log

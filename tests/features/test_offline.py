@@ -13,7 +13,7 @@ import pytest
 
 from features import offline
 from features.histories.context import hash_static
-from features.histories.lifelong import DAY_MS, daily_lifelong, events_of_lists, pathway_from_lists
+from features.histories.lifelong import DAY_MS, daily_lifelong, events_of_lists
 from features.online import OnlineFeatures
 from features.repository import REPOSITORY, open_store
 from features.schema import USER
@@ -109,9 +109,6 @@ def test_thousands_of_rows_match_a_plain_search(make_exposures, tmp_path: Path) 
         assert actual[row] == (earlier[-1] if earlier else [])
     events, counts = events_of_lists(known.lifelong)
     assert (events.times < np.repeat(times, counts)).all()
-    index = pd.Index([f"i{item}" for item in range(30)], dtype=object)
-    pathway = pathway_from_lists(known.lifelong, times, index, 10, prefix="")
-    assert (pathway.item >= 0).sum() == counts.sum()
 
 
 def test_materialize_writes_the_latest_rows_and_corrections(home: Path, valkey) -> None:

@@ -1,6 +1,7 @@
 """Several writers of the same users at once, or dead half-way: nothing that was folded in is lost."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from features import offline, ownership
-from features.histories.history import History
+from features.histories.context import Pathway
 from features.histories.windows import Limits
 from features.online import FeaturesUnavailable, OnlineFeatures
 from features.ownership import PARTITIONS, owning, partition_of
@@ -34,13 +35,19 @@ def parts(log: pa.Table, rows: np.ndarray) -> tuple[pa.Table, pa.Table]:
     return chosen.select(IMPRESSION.names).cast(IMPRESSION), chosen.select(FEEDBACK.names).cast(FEEDBACK)
 
 
-def assert_equals_log(online: OnlineFeatures, log: pa.Table) -> None:
-    users = sorted(set(log["user_id"].to_pylist()))
-    context, _ = online.context(users, NOW, INDEX, LIMITS)
-    short, positive = History.from_exposures(log, INDEX).context_pathways(users, np.full(len(users), NOW), LIMITS)
-    for name, expected in (("short", short), ("positive", positive)):
-        for field in ("item", "age_s", "play_ms", "duration_ms", "labels"):
-            np.testing.assert_array_equal(getattr(getattr(context, name), field), getattr(expected, field))
+@pytest.fixture
+def assert_equals_log(folded: Callable[..., tuple[Pathway, Pathway]]) -> Callable[..., None]:
+    """On-line context == fold of the log."""
+
+    def check(online: OnlineFeatures, log: pa.Table) -> None:
+        users = sorted(set(log["user_id"].to_pylist()))
+        context, _ = online.context(users, NOW, INDEX, LIMITS)
+        short, positive = folded(log, users, np.full(len(users), NOW), INDEX, LIMITS)
+        for name, expected in (("short", short), ("positive", positive)):
+            for field in ("item", "age_s", "play_ms", "duration_ms", "labels"):
+                np.testing.assert_array_equal(getattr(getattr(context, name), field), getattr(expected, field))
+
+    return check
 
 
 def test_users_spread_over_the_partitions_and_stay_there() -> None:
@@ -50,7 +57,7 @@ def test_users_spread_over_the_partitions_and_stay_there() -> None:
     assert [partition_of(name) for name in ("u00000", "u00001", "known")] == [3, 0, 2], "as in every other process"
 
 
-def test_writers_of_the_same_users_at_once_lose_nothing(config: Settings, make_exposures) -> None:
+def test_writers_of_the_same_users_at_once_lose_nothing(config: Settings, make_exposures, assert_equals_log) -> None:
     """Four writers under load; a third of the batches is delivered to two of them."""
     log = make_exposures(400, users=12, seed=1, prefix="race")
     rng = np.random.default_rng(0)
@@ -78,7 +85,7 @@ def test_writers_of_the_same_users_at_once_lose_nothing(config: Settings, make_e
 
 
 def test_without_the_lock_the_same_load_does_lose_events(
-    config: Settings, make_exposures, monkeypatch: pytest.MonkeyPatch
+    config: Settings, make_exposures, assert_equals_log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: two writers between each other's read and write forget what the other folded."""
     log = make_exposures(40, users=1, seed=2, prefix="unguarded")
@@ -113,7 +120,7 @@ class Died(BaseException):
 
 
 def test_a_writer_that_died_at_work_is_replayed_without_harm(
-    config: Settings, make_exposures, monkeypatch: pytest.MonkeyPatch
+    config: Settings, make_exposures, assert_equals_log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had written one partition of three, and half of the next; its lock is given back by nobody."""
     log = make_exposures(200, users=12, seed=3, prefix="killed")

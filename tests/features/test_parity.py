@@ -10,19 +10,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from features import offline
+from features import offline, snapshot
 from features.histories.clusters import ItemVectors
 from features.histories.context import Context
-from features.histories.history import History
-from features.histories.lifelong import DAY_MS, daily_lifelong, pathway_from_lists
+from features.histories.etl import sequences_of_table
+from features.histories.lifelong import DAY_MS, daily_lifelong
+from features.histories.sequences import Sequences
 from features.histories.windows import Limits
 from features.online import OnlineFeatures
-from features.schema import FEEDBACK, IMPRESSION, USER
+from features.schema import EXPOSURE, FEEDBACK, IMPRESSION, USER, conform
 from features.settings import Settings
+from features.snapshot import training_features
 from features.updater import Updater
 
 LIMITS = Limits(short=7, positive=11, lifelong=24)
-INDEX = pd.Index([f"i{item}" for item in range(28)], dtype=object)  # two items are unknown to the catalogue
+ITEM_IDS = pa.array([f"i{item}" for item in range(28)])  # two items are unknown to the catalogue
+INDEX = pd.Index(ITEM_IDS.to_pylist(), dtype=object)
 USERS = [f"parity{user}" for user in range(7)]
 
 
@@ -53,13 +56,31 @@ def write_snapshots(config: Settings, log: pa.Table) -> None:
     offline.write_snapshots(config.home / "feast", users, rows, since)
 
 
-def as_trained(log: pa.Table, users: list[str], times: np.ndarray, config: Settings) -> Context:
-    """The contexts as training builds them: point-in-time rows, and the fold of the log."""
-    known = offline.point_in_time(users, times, config.home / "feast", config)
-    assert len(known.static) == known.lifelong.num_rows == len(users), "entity rows in == rows out"
-    short, positive = History.from_exposures(log, INDEX).context_pathways(users, times, LIMITS)
-    lifelong = pathway_from_lists(known.lifelong, times, INDEX, LIMITS.lifelong, prefix="")
-    return Context(static=known.static, short=short, positive=positive, lifelong=lifelong)
+def asked_at(log: pa.Table, users: list[str], moment: int) -> pa.Table:
+    """Exposures of one request by each of ``users`` at ``moment``: a request without exposures has no context."""
+    names = [f"asked-{user}" for user in users]
+    asked = {"exposure_id": names, "request_id": names, "user_id": users, "event_time": [moment] * len(users)}
+    columns = {name: log[name].slice(0, len(users)) for name in log.column_names} | asked
+    return conform(pa.table(columns), EXPOSURE)
+
+
+def as_trained(log: pa.Table, users: list[str], moment: int, config: Settings, folder: Path) -> Context:
+    """The contexts of requests at ``moment`` as the data stage freezes them: point-in-time rows, slices of the log."""
+    asked = pa.concat_tables([log, asked_at(log, sorted(set(users)), moment)])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(snapshot, "feast_home", lambda: config.home / "feast")
+        sequences_of_table(asked, ITEM_IDS, folder, lambda part, _: training_features(part, ITEM_IDS, moment))
+    sequences, rows = Sequences(folder / "sequences"), np.arange(len(ITEM_IDS))
+    later = np.flatnonzero(sequences.requests.times_ms >= moment)
+    assert np.array_equal(sequences.trainable, later), "entity rows in == rows out"
+    request = {name: row for row, name in enumerate(sequences.request_ids.to_pylist())}
+    chosen = np.array([request[f"asked-{user}"] for user in users])
+    return Context(
+        static=sequences.static(chosen),
+        short=sequences.short(chosen, rows, LIMITS.short),
+        positive=sequences.positive(chosen, rows, LIMITS.positive),
+        lifelong=sequences.lifelong(chosen, rows, LIMITS.lifelong),
+    )
 
 
 def assert_equal(served: Context, trained: Context) -> None:
@@ -70,7 +91,7 @@ def assert_equal(served: Context, trained: Context) -> None:
             np.testing.assert_array_equal(*pair, err_msg=f"{name}.{field.name}")
 
 
-def test_served_contexts_equal_those_trained_on(log: pa.Table, config: Settings) -> None:
+def test_served_contexts_equal_those_trained_on(log: pa.Table, config: Settings, tmp_path: Path) -> None:
     """Time passes; at random moments random users, strangers among them, are looked at from both sides."""
     rng = np.random.default_rng(4)
     online, updater = OnlineFeatures.connect(config=config), None
@@ -86,23 +107,24 @@ def test_served_contexts_equal_those_trained_on(log: pa.Table, config: Settings)
         applied, updater = upto, None if rng.random() < 0.3 else updater  # now and then it restarts
         users = rng.choice([*USERS, "stranger"], 9).tolist()  # with repeats
         served, _ = online.context(users, moment, INDEX, LIMITS)
-        assert_equal(served, as_trained(log, users, np.full(9, moment), config))
+        assert_equal(served, as_trained(log, users, moment, config, tmp_path / str(moment)))
         filled += int((served.lifelong.item >= 0).sum())
     assert filled > 300
 
 
-def test_a_planted_future_event_changes_no_context(log: pa.Table, config: Settings) -> None:
+def test_a_planted_future_event_changes_no_context(log: pa.Table, config: Settings, tmp_path: Path) -> None:
     times = log["event_time"].cast(pa.int64()).to_numpy()
     moment = int(times[600])
-    before = as_trained(log, USERS, np.full(7, moment), config)
+    before = as_trained(log, USERS, moment, config, tmp_path / "before")
     # what follows the moment becomes something nobody could miss: liked, watched for an hour
     late = pa.array(times >= moment)
     planted = log.set_column(
         log.column_names.index("play_ms"), "play_ms", pc.if_else(late, 3_600_000, log["play_ms"])
     ).set_column(log.column_names.index("like"), "like", pc.or_(late, log["like"]))
-    write_snapshots(config, planted.cast(log.schema))
-    assert_equal(as_trained(planted.cast(log.schema), USERS, np.full(7, moment), config), before)
-    after = as_trained(planted.cast(log.schema), USERS, np.full(7, moment + DAY_MS), config)
+    planted = planted.cast(log.schema)
+    write_snapshots(config, planted)
+    assert_equal(as_trained(planted, USERS, moment, config, tmp_path / "planted"), before)
+    after = as_trained(planted, USERS, moment + DAY_MS, config, tmp_path / "after")
     assert (after.positive.play_ms == 3_600_000).any(), "the plant is there, a day later"
     write_snapshots(config, log)
 

@@ -1,6 +1,7 @@
 """The updater against a real Valkey: what it leaves on-line equals what training folds from the log."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,8 @@ import pyarrow as pa
 import pytest
 
 from features import offline
-from features.histories.context import from_windows
-from features.histories.history import History
-from features.histories.windows import Limits, empty_window, fold, positives, window_of
+from features.histories.context import Pathway
+from features.histories.windows import Limits, empty_window, fold, window_of
 from features.online import OnlineFeatures
 from features.schema import FEEDBACK, FLAGS, IMPRESSION
 from features.settings import Settings
@@ -38,25 +38,26 @@ def feedback(exposures: pa.Table) -> pa.Table:
     return exposures.select(FEEDBACK.names).cast(FEEDBACK)
 
 
-def assert_online_equals_log(online: OnlineFeatures, log: pa.Table, users: list[str], now: int) -> None:
-    """On-line context == vectorised context of the log == fold of the log."""
-    context, _ = online.context(users, now, INDEX, LIMITS)
-    times = np.full(len(users), now)
-    vectorised = History.from_exposures(log, INDEX).context_pathways(users, times, LIMITS)
-    events, owner = window_of(log), np.array(log["user_id"].to_pylist(), object)
-    own = [events.take(owner == user) for user in users]
-    short = [fold(empty_window(), each, LIMITS.short, now) for each in own]
-    positive = [fold(empty_window(), positives(each), LIMITS.positive, now) for each in own]
-    folded = from_windows(context.static, short, positive, [empty_window()] * len(users), times, INDEX, LIMITS)
-    for name, from_log in zip(("short", "positive"), vectorised, strict=True):
-        for field in dataclasses.fields(from_log):
-            actual = getattr(getattr(context, name), field.name)
-            np.testing.assert_array_equal(actual, getattr(from_log, field.name), err_msg=f"{name}.{field.name}")
-            np.testing.assert_array_equal(actual, getattr(getattr(folded, name), field.name))
+@pytest.fixture
+def assert_online_equals_log(folded: Callable[..., tuple[Pathway, Pathway]]) -> Callable[..., None]:
+    """On-line context == fold of the log."""
+
+    def check(online: OnlineFeatures, log: pa.Table, users: list[str], now: int) -> None:
+        context, _ = online.context(users, now, INDEX, LIMITS)
+        for name, expected in zip(
+            ("short", "positive"), folded(log, users, np.full(len(users), now), INDEX, LIMITS), strict=True
+        ):
+            for field in dataclasses.fields(expected):
+                actual = getattr(getattr(context, name), field.name)
+                np.testing.assert_array_equal(actual, getattr(expected, field.name), err_msg=f"{name}.{field.name}")
+
+    return check
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_online_equals_offline_at_every_moment(online: OnlineFeatures, make_exposures, seed: int) -> None:
+def test_online_equals_offline_at_every_moment(
+    online: OnlineFeatures, make_exposures, assert_online_equals_log, seed: int
+) -> None:
     """Batches of random size; before each, the context as of its first event is compared."""
     log = make_exposures(260, users=6, seed=seed, prefix=f"parity{seed}-")
     users = [f"parity{seed}-{user}" for user in range(6)] + [f"parity{seed}-stranger"]
@@ -72,7 +73,7 @@ def test_online_equals_offline_at_every_moment(online: OnlineFeatures, make_expo
     assert_online_equals_log(online, log, users, int(times[-1]) + 1)
 
 
-def test_delivery_at_least_once_in_any_order(online: OnlineFeatures, make_exposures) -> None:
+def test_delivery_at_least_once_in_any_order(online: OnlineFeatures, make_exposures, assert_online_equals_log) -> None:
     """Feedback before, with or long after its impression, some of it repeated: the same windows."""
     log = make_exposures(200, users=4, seed=9, prefix="order")
     rng = np.random.default_rng(0)
@@ -83,7 +84,9 @@ def test_delivery_at_least_once_in_any_order(online: OnlineFeatures, make_exposu
     assert_online_equals_log(online, log, [f"order{user}" for user in range(4)], 1_800_000_000_000)
 
 
-def test_after_a_restart_feedback_finds_its_impression_in_the_windows(online: OnlineFeatures, make_exposures) -> None:
+def test_after_a_restart_feedback_finds_its_impression_in_the_windows(
+    online: OnlineFeatures, make_exposures, assert_online_equals_log
+) -> None:
     log = make_exposures(6, users=1, seed=10, prefix="restart")
     Updater(online, LIMITS).apply(impressions(log), NO_FEEDBACK)
     for row in range(6):
@@ -119,7 +122,7 @@ def test_feedback_alone_shows_nothing(online: OnlineFeatures, make_exposures) ->
     assert online.read(["alone0"], 1_800_000_000_000)[0].flag == "cold"
 
 
-def test_memory_is_bounded(online: OnlineFeatures, make_exposures) -> None:
+def test_memory_is_bounded(online: OnlineFeatures, make_exposures, assert_online_equals_log) -> None:
     updater = Updater(online, LIMITS, memory=10)
     log = make_exposures(50, users=2, seed=6, prefix="memory")
     for start in range(0, 50, 5):
@@ -128,7 +131,9 @@ def test_memory_is_bounded(online: OnlineFeatures, make_exposures) -> None:
     assert_online_equals_log(online, log, ["memory0", "memory1"], 1_800_000_000_000)
 
 
-def test_seeding_equals_replaying_and_keeps_what_is_newer(online: OnlineFeatures, make_exposures) -> None:
+def test_seeding_equals_replaying_and_keeps_what_is_newer(
+    online: OnlineFeatures, make_exposures, assert_online_equals_log
+) -> None:
     log = make_exposures(150, users=5, seed=7, prefix="seed")
     users = [f"seed{user}" for user in range(5)]
     newest = log.slice(140)

@@ -62,6 +62,12 @@ def test_the_paper_s_count_has_every_head_at_every_position() -> None:
     assert (found.paper - found.one_head) * 1e9 == pytest.approx(other_heads)
 
 
+def test_the_count_without_context_lacks_the_kv_split_alone() -> None:
+    found = count(replace(LAZY, l_kv=2), 512)
+    split = 6 * LAZY.levels * LAZY.embed * 2 * LAZY.d_model * 512 / 5  # forward and backward, shared by five items
+    assert (found.paper - found.without_context) * 1e9 == pytest.approx(split, rel=0.01)
+
+
 def test_counting_needs_no_memory() -> None:
     model = on_meta(replace(LAZY, d_model=4096, heads=32, kv_groups=32))
     assert {parameter.device for parameter in model.parameters()} == {torch.device("meta")}

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from typer.testing import CliRunner
 
 import pipelines.ingest
 from features import catalog
-from features.datasets import kuairand, load
+from features.datasets import load
 from features.datasets.kuairand import KuaiRand
-from features.datasets.text import TextFiles
 from features.intake import exposures as exposure_store
 from features.online import OnlineFeatures
 from features.settings import Settings
@@ -56,12 +56,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, and a group of every two or three."""
-
-    def text(log: KuaiRand) -> TextFiles:
-        files = kuairand._files(log.folder, "log_standard*.csv")
-        return TextFiles(files=files, required=kuairand._LOG_COLUMNS, user="user_id", chunk_bytes=2_000)
-
-    monkeypatch.setattr(KuaiRand, "text", property(text))
+    text = KuaiRand.text.fget
+    monkeypatch.setattr(KuaiRand, "text", property(lambda log: replace(text(log), chunk_bytes=2_000)))
     monkeypatch.setattr(pipelines.ingest, "GROUP_ROWS", 60)
 
 
@@ -195,19 +191,27 @@ def test_interactions_are_stored_with_their_titles(environment: Settings, s3: St
     assert pa.types.is_string(catalog.read_users(s3)["user_id"].type)
 
 
+def test_an_ingest_leaves_what_others_keep_in_the_work_folder(folder: Path, environment: Settings, s3: Storage) -> None:
+    checkpoint = environment.home / "work" / "run-pretrain" / "checkpoint"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    ingest_log(KuaiRand(folder), s3, environment.home)
+    assert checkpoint.exists()
+    ingest(load(folder), s3, environment.home)
+    assert checkpoint.exists(), "a data set in memory has no files to name a folder of its own by"
+
+
 KILLED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import pipelines.ingest
-from features.datasets import kuairand
 from features.datasets.kuairand import KuaiRand
-from features.datasets.text import TextFiles
 from features.storage import connect
 
 folder, home = map(Path, sys.argv[1:])
-files = kuairand._files(folder, "log_standard*.csv")
-text = TextFiles(files=files, required=kuairand._LOG_COLUMNS, user="user_id", chunk_bytes=2_000)
-KuaiRand.text = property(lambda log: text)
+text = KuaiRand.text.fget
+KuaiRand.text = property(lambda log: replace(text(log), chunk_bytes=2_000))
 pipelines.ingest.GROUP_ROWS = 20
 pipelines.ingest.ingest_log(KuaiRand(folder), connect(), home)
 """

@@ -17,7 +17,6 @@ from models.tokenizer.vocabulary import bucket
 class Categories:
     """One token a name in ``column``, a string or a list of strings; the first ``limit`` names count."""
 
-    name: str
     column: str
     limit: int
     buckets: int
@@ -37,6 +36,6 @@ class Categories:
         return {}
 
 
-TAGS = Categories(name="tags", column="tags", limit=6, buckets=4096)
-AUTHOR = Categories(name="author", column="author_id", limit=1, buckets=8192)
-MUSIC = Categories(name="music", column="music_id", limit=1, buckets=8192)
+TAGS = Categories(column="tags", limit=6, buckets=4096)
+AUTHOR = Categories(column="author_id", limit=1, buckets=8192)
+MUSIC = Categories(column="music_id", limit=1, buckets=8192)

@@ -21,7 +21,6 @@ _SIDE, _KEPT, _QUADRANTS = 8, 4, 4
 class ImageVectors:
     """One token: the vector in ``image_vector``, divided by the catalogue's typical length."""
 
-    name = "image"
     buckets = 0
 
     def __init__(self, scale: np.ndarray, width: np.ndarray) -> None:
@@ -58,7 +57,6 @@ class ImageVectors:
 class Pictures:
     """Four tokens, the quadrants of the picture at ``image_path``."""
 
-    name = "image"
     buckets = 0
     width = 3 * _KEPT * _KEPT
 

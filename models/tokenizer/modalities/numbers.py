@@ -16,7 +16,6 @@ _HOUR_MS = 3_600_000
 class Numbers:
     """Two tokens: log duration and upload time."""
 
-    name = "numbers"
     buckets = 0
     width = 2 * _KNOTS
 

@@ -30,7 +30,6 @@ def texts_of(items: pa.Table) -> list[str]:
 class HashedText:
     """One token: TF-IDF of hashed words and character n-grams, projected on the catalogue's main directions."""
 
-    name = "text"
     buckets = 0
 
     def __init__(self, idf: np.ndarray, directions: np.ndarray) -> None:
@@ -84,7 +83,6 @@ def _scaled(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
 class SentenceText:
     """One token: the sentence vector of the title, 384 wide."""
 
-    name = "text"
     buckets = 0
     width = _SENTENCE
 

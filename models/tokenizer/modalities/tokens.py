@@ -33,10 +33,6 @@ class Modality(Protocol):
     """One source of knowledge about items; fitted, then frozen and kept in the tokenizer's file."""
 
     @property
-    def name(self) -> str:
-        """One of ``modalities.NAMES``."""
-
-    @property
     def width(self) -> int:
         """Features of a token; 0 when its tokens are hash buckets."""
 

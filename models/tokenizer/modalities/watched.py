@@ -20,7 +20,6 @@ _CONFIDENCE = 5.0  # ours: engagement at which an item's vector is trusted by ha
 class Watched:
     """One token: the item's unit vector times the trust in it, and the trust itself."""
 
-    name = "collaborative"
     buckets = 0
 
     def __init__(self, keys: np.ndarray, vectors: np.ndarray) -> None:

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from features.datasets import kuairand, load
+from features.datasets import load
 from features.datasets.dataset import Seen, collect
 from features.datasets.kuairand import KuaiRand
-from features.datasets.text import TextFiles
 from features.schema import EXPOSURE
 
 LOG = (
@@ -49,11 +48,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def text(log: KuaiRand) -> TextFiles:
-        files = kuairand._files(log.folder, "log_standard*.csv")
-        return TextFiles(files=files, required=kuairand._LOG_COLUMNS, user="user_id", chunk_bytes=10_000)
-
-    monkeypatch.setattr(KuaiRand, "text", property(text))
+    text = KuaiRand.text.fget
+    monkeypatch.setattr(KuaiRand, "text", property(lambda log: replace(text(log), chunk_bytes=10_000)))
 
 
 def rows_of(table: pa.Table) -> list[dict]:

@@ -1,12 +1,10 @@
 """Daily lifelong rows: by recency, by clusters, and night after night against all at once."""
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
 from features.histories.clusters import ItemVectors
-from features.histories.context import pathway_from_windows
 from features.histories.lifelong import (
     DAY_MS,
     LIFELONG_ROWS,
@@ -14,11 +12,10 @@ from features.histories.lifelong import (
     WINDOW_ROWS,
     daily_lifelong,
     events_of_lists,
-    pathway_from_lists,
     rows_of_windows,
     settled,
 )
-from features.histories.windows import COLUMNS, empty_window, fold, window_of
+from features.histories.windows import COLUMNS, concat_windows, empty_window, fold, window_of
 from features.schema import EXPOSURE
 
 
@@ -48,18 +45,12 @@ def test_nothing_watched_gives_no_rows() -> None:
     assert daily_lifelong(EXPOSURE.empty_table(), limit=5).num_rows == 0
 
 
-def test_lists_and_windows_give_the_same_pathway(make_exposures) -> None:
-    table = make_exposures(60)
-    windows = [empty_window(), fold(empty_window(), window_of(table), 9), fold(empty_window(), window_of(table), 2)]
-    rows = rows_of_windows(["a", "b", "c"], np.zeros(3, np.int64), windows)
-    index = pd.Index([f"i{item}" for item in range(20)], dtype=object)
-    times = np.full(3, 1_800_000_000_000)
-    named = rows.rename_columns([f"lifelong_{name}" if name in COLUMNS else name for name in rows.column_names])
-    expected = pathway_from_windows(windows, times, index, 4)
-    for prefix, source in (("", rows), ("lifelong_", named), ("lifelong_", named.drop_columns("lifelong_ids"))):
-        actual = pathway_from_lists(source, times, index, 4, prefix)
-        assert np.array_equal(actual.item, expected.item)
-        assert np.array_equal(actual.age_s, expected.age_s)
+def test_windows_come_back_from_their_lists(make_exposures) -> None:
+    events = window_of(make_exposures(60))
+    windows = [empty_window(), fold(empty_window(), events, 9), fold(empty_window(), events, 2)]
+    found, counts = events_of_lists(rows_of_windows(["a", "b", "c"], np.zeros(3, np.int64), windows))
+    assert counts.tolist() == [0, 9, 2]
+    assert found == concat_windows(windows)
 
 
 def test_null_lists_count_as_empty(make_exposures) -> None:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.histories.columns import Growing, read_columns
-from features.histories.context import Pathway, pathway_from_windows
+from features.histories.context import Pathway
 from features.histories.etl import EtlConfig, build_parts, read_parts, sequences_of_files, sequences_of_table
 from features.histories.parts import Part, part_of
 from features.histories.requests import requests
-from features.histories.sequences import PartFeatures, Sequences, SequenceWriter, spans
-from features.histories.windows import Limits, empty_window, fold, positives, window_of
+from features.histories.sequences import PartFeatures, Sequences, SequenceWriter
+from features.histories.windows import Limits
 from features.schema import EXPOSURE
 
 ITEM_IDS = pa.array([f"i{item}" for item in range(25)])  # five of the thirty items are unknown
@@ -32,25 +32,11 @@ def assert_same(actual: Pathway, expected: Pathway) -> None:
         assert getattr(actual, name).dtype == getattr(expected, name).dtype, name
 
 
-def folded(table: pa.Table, users: list[str], times: np.ndarray) -> tuple[Pathway, Pathway]:
-    """The slow reference: one fold per request over the whole log of its user."""
-    events, owner = window_of(table), np.array(table["user_id"].to_pylist(), object)
-    short, positive = [], []
-    for user, time in zip(users, times, strict=True):
-        own = events.take(owner == user)
-        short.append(fold(empty_window(), own, LIMITS.short, time))
-        positive.append(fold(empty_window(), positives(own), LIMITS.positive, time))
-    return (
-        pathway_from_windows(short, times, INDEX, LIMITS.short),
-        pathway_from_windows(positive, times, INDEX, LIMITS.positive),
-    )
-
-
-def check_against_the_fold(folder: Path, table: pa.Table) -> None:
+def check_against_the_fold(folder: Path, table: pa.Table, folded: Callable[..., tuple[Pathway, Pathway]]) -> None:
     sequences = Sequences(folder / "sequences")
     found = sequences.requests
     chosen = np.arange(len(found))
-    expected = folded(table, found.user_ids.tolist(), found.times_ms)
+    expected = folded(table, found.user_ids.tolist(), found.times_ms, INDEX, LIMITS)
     item_rows = np.arange(len(ITEM_IDS))
     assert_same(sequences.short(chosen, item_rows, LIMITS.short), expected[0])
     assert_same(sequences.positive(chosen, item_rows, LIMITS.positive), expected[1])
@@ -58,14 +44,14 @@ def check_against_the_fold(folder: Path, table: pa.Table) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), rows=st.integers(0, 150), users=st.integers(1, 6))
-def test_pathways_equal_the_fold(make_exposures, tmp_path_factory, seed: int, rows: int, users: int) -> None:
+def test_pathways_equal_the_fold(make_exposures, folded, tmp_path_factory, seed: int, rows: int, users: int) -> None:
     table = make_exposures(rows, seed=seed, users=users)
     folder = tmp_path_factory.mktemp("run")
     shuffled = table.take(np.random.default_rng(seed).permutation(rows))
     repeated = pa.concat_tables([shuffled, table.slice(0, rows // 3)])
     counts = sequences_of_table(repeated, ITEM_IDS, folder)
     assert counts["exposures"] == rows
-    check_against_the_fold(folder, table)
+    check_against_the_fold(folder, table, folded)
 
 
 def test_the_index_is_that_of_requests(make_exposures, tmp_path: Path) -> None:
@@ -112,7 +98,7 @@ def test_no_request_sees_itself_or_the_future(make_exposures, tmp_path: Path) ->
 
 @pytest.mark.parametrize("executor", ["process", pytest.param("ray", marks=pytest.mark.long)])
 def test_many_partitions_give_the_contexts_of_one(
-    make_exposures: Callable[..., pa.Table], tmp_path: Path, executor: str
+    make_exposures: Callable[..., pa.Table], folded, tmp_path: Path, executor: str
 ) -> None:
     table = make_exposures(400, users=12)
     files = []
@@ -128,7 +114,7 @@ def test_many_partitions_give_the_contexts_of_one(
     assert moved[-1][0] == moved[-1][1]
     whole = sequences_of_table(table, ITEM_IDS, tmp_path / "one")
     assert counts == whole
-    check_against_the_fold(tmp_path / "many", table)
+    check_against_the_fold(tmp_path / "many", table, folded)
     one, many = (Sequences(tmp_path / name / "sequences").requests for name in ("one", "many"))
     assert np.array_equal(one.times_ms, many.times_ms)
     assert dict(zip(one.request_ids, np.diff(one.offsets), strict=True)) == dict(
@@ -140,7 +126,7 @@ def test_many_partitions_give_the_contexts_of_one(
 
 
 def test_a_killed_run_goes_on_with_the_parts_it_has(
-    make_exposures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_exposures, folded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = make_exposures(200, users=12)
     pq.write_table(table, tmp_path / "log.parquet")
@@ -161,7 +147,7 @@ def test_a_killed_run_goes_on_with_the_parts_it_has(
     parts = [path.name for path in (tmp_path / "s" / "parts").iterdir()]
     assert 0 < len(built) == len(parts) - 2
     assert counts["exposures"] == 200
-    check_against_the_fold(tmp_path / "run", table)
+    check_against_the_fold(tmp_path / "run", table, folded)
 
 
 def test_a_window_cuts_the_log(make_exposures, tmp_path: Path) -> None:
@@ -247,11 +233,3 @@ def test_columns_grow_and_are_mapped(tmp_path: Path) -> None:
         "n": [0, 1, 2, 7, 8],
     }
     assert not (tmp_path / "g").exists()
-
-
-@settings(deadline=None)
-@given(counts=st.lists(st.integers(0, 4), max_size=6))
-def test_spans_are_ranges_one_after_the_other(counts: list[int]) -> None:
-    first = np.arange(len(counts)) * 10
-    expected = [row for start, count in zip(first, counts, strict=True) for row in range(start, start + count)]
-    assert spans(first, np.array(counts, np.int64)).tolist() == expected

@@ -16,6 +16,7 @@ from features.histories.windows import (
     fold,
     is_positive,
     positives,
+    spans,
     window_of,
 )
 from features.schema import FLAGS
@@ -125,3 +126,10 @@ def test_limits_are_what_the_platform_is_configured_for(pathways: Callable[[str]
         pathways(wrong)
         with pytest.raises(ValueError, match=r"ONEREC_PATHWAYS is .* expected tiny, small, paper or three lengths"):
             Limits()
+
+
+@given(counts=st.lists(st.integers(0, 4), max_size=6))
+def test_spans_are_ranges_one_after_the_other(counts: list[int]) -> None:
+    first = np.arange(len(counts)) * 10
+    expected = [row for start, count in zip(first, counts, strict=True) for row in range(start, start + count)]
+    assert spans(first, np.array(counts, np.int64)).tolist() == expected

@@ -1,15 +1,10 @@
 """The collector as a process of its own: killed, and its object store stopped, in the middle of the traffic."""
 
-import os
 import random
-import secrets
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,63 +12,17 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from pydantic import SecretStr
 
+from benchmarks import intake_servers
+from benchmarks.intake_servers import Server, object_store
 from features.intake import exposures
 from features.settings import Settings
 from features.storage import Storage, connect
+from pipelines.processes import free_ports
 
 DAY = datetime(2022, 5, 1, tzinfo=UTC)
 T0 = int(DAY.timestamp() * 1000)
 SERVER = {"Authorization": "Bearer server"}
-ROOT = Path(__file__).parents[3]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def wait_for(ready: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < deadline, f"{what} is not ready"
-        time.sleep(0.05)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-class Process:
-    """A process that is started and stopped again and again on the same data."""
-
-    def __init__(self, command: list[str], env: dict[str, str], ready_url: str, log: Path) -> None:
-        self.command, self.env, self.ready_url, self.log = command, env, ready_url, log
-        self.child: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            env = {**os.environ, **self.env}
-            self.child = subprocess.Popen(self.command, env=env, cwd=ROOT, stdout=log, stderr=log)
-        wait_for(lambda: answers(self.ready_url), self.command[0])
-
-    def send(self, number: int) -> None:
-        assert self.child
-        self.child.send_signal(number)
-
-    def stop(self, number: int = signal.SIGKILL) -> int:
-        self.send(number)
-        assert self.child
-        return self.child.wait(30)
 
 
 class Sender:
@@ -130,43 +79,24 @@ def events(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def weed(tmp_path: Path) -> Iterator[tuple[Process, Storage, dict[str, str]]]:
-    """An object store that may be stopped, its bucket, and the environment that names both."""
-    flags = [
-        f"{name}.{kind}" for name in ("master", "volume", "filer", "s3", "admin") for kind in ("port", "port.grpc")
-    ]
-    ports = dict(zip(flags, free_ports(len(flags)), strict=True))
-    key, secret, endpoint = "test", secrets.token_urlsafe(24), f"127.0.0.1:{ports['s3.port']}"
-    (tmp_path / "s3").mkdir()
-    command = [str(Path(sys.prefix) / "bin/weed"), "mini", f"-dir={tmp_path / 's3'}", "-ip=127.0.0.1"]
-    command += ["-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=200", "-master.volumeSizeLimitMB=64"]
-    command += [f"-{flag}={port}" for flag, port in ports.items()]
-    env = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "HOME": str(tmp_path)}
-    process = Process(command, env, f"http://{endpoint}/healthz", tmp_path / "weed.log")
-    process.start()
-    config = Settings(
-        s3_endpoint=endpoint, s3_access_key=SecretStr(key), s3_secret_key=SecretStr(secret), bucket="events"
-    )
-    names = {"S3_ENDPOINT": endpoint, "S3_ACCESS_KEY": key, "S3_SECRET_KEY": secret, "BUCKET": "events"}
-    names |= {"CLIENT_TOKEN": "client", "SERVER_TOKEN": "server"}
-    yield process, connect(config), {f"ONEREC_{name}": value for name, value in names.items()}
-    process.stop()
-    for port in ports.values():
-        for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-            socket_file.unlink(missing_ok=True)
+def weed(tmp_path: Path) -> Iterator[tuple[Server, Settings]]:
+    """An object store that may be stopped, and the settings that name it."""
+    with object_store(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
-def collector(weed: tuple[Process, Storage, dict[str, str]], tmp_path: Path) -> Iterator[tuple[Process, str]]:
+def storage(weed: tuple[Server, Settings]) -> Storage:
+    return connect(weed[1])
+
+
+@pytest.fixture
+def collector(weed: tuple[Server, Settings], tmp_path: Path) -> Iterator[tuple[Server, str]]:
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "features.intake.collector", "--port", str(port), "--no-features"]
-    command += ["--wal", str(tmp_path / "wal")]
-    process = Process(command, {**weed[2], "PYTHONPATH": str(ROOT)}, f"{url}/readyz", tmp_path / "collector.log")
-    process.start()
-    yield process, url
-    process.stop()
+    server = intake_servers.collector(tmp_path, port, weed[1])
+    server.start()
+    yield server, f"http://127.0.0.1:{port}"
+    server.stop()
 
 
 def flush(url: str) -> None:
@@ -190,7 +120,7 @@ def check(storage: Storage, sender: Sender) -> None:
     assert None not in rows["log_probs"]
 
 
-def suffer(kills: int, weed: Process, collector: tuple[Process, str], storage: Storage) -> None:
+def suffer(kills: int, weed: Server, collector: tuple[Server, str], storage: Storage) -> None:
     process, url = collector
     sender = Sender(url)
     try:
@@ -214,39 +144,41 @@ def suffer(kills: int, weed: Process, collector: tuple[Process, str], storage: S
 
 
 def test_a_kill_and_an_absent_object_store_lose_nothing(
-    weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str]
+    weed: tuple[Server, Settings], collector: tuple[Server, str], storage: Storage
 ) -> None:
-    suffer(1, weed[0], collector, weed[1])
+    suffer(1, weed[0], collector, storage)
 
 
 @pytest.mark.long
-def test_many_kills_lose_nothing(weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str]) -> None:
-    suffer(15, weed[0], collector, weed[1])
+def test_many_kills_lose_nothing(
+    weed: tuple[Server, Settings], collector: tuple[Server, str], storage: Storage
+) -> None:
+    suffer(15, weed[0], collector, storage)
 
 
 def test_sigterm_under_load_with_a_suspended_object_store_keeps_the_log(
-    weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str], tmp_path: Path
+    weed: tuple[Server, Settings], collector: tuple[Server, str], storage: Storage, tmp_path: Path
 ) -> None:
     """S3 takes connections and never answers: batches are accepted all the same, and the collector ends in time."""
     process, url = collector
     weed[0].send(signal.SIGSTOP)
     sender = Sender(url)
     time.sleep(0.5)
-    process.stop(signal.SIGTERM)
+    process.send(signal.SIGTERM)
     assert process.child
-    assert process.child.returncode in (0, -signal.SIGTERM)
+    assert process.child.wait(30) in (0, -signal.SIGTERM)
     assert len(sender.acked) > 100
     assert list((tmp_path / "wal").glob("*.wal"))
     weed[0].send(signal.SIGCONT)
     process.start()
     sender.stop()
     flush(url)
-    check(weed[1], sender)
+    check(storage, sender)
     assert list((tmp_path / "wal").glob("*.wal")) == []
 
 
 def test_a_disk_that_takes_no_more_is_answered_with_503_until_there_is_room(
-    weed: tuple[Process, Storage, dict[str, str]], collector: tuple[Process, str], tmp_path: Path
+    weed: tuple[Server, Settings], collector: tuple[Server, str], storage: Storage, tmp_path: Path
 ) -> None:
     """The kernel refuses writes beyond a limit; room is made while the collector runs."""
     process, url = collector
@@ -264,5 +196,5 @@ def test_a_disk_that_takes_no_more_is_answered_with_503_until_there_is_room(
     weed[0].start()
     process.start()
     flush(url)
-    stored = exposures.read_events(weed[1], "impression", None, None).column("exposure_id").to_pylist()
+    stored = exposures.read_events(storage, "impression", None, None).column("exposure_id").to_pylist()
     assert stored == ["later"]

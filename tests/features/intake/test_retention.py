@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.intake import exposures, partitions
+from features.intake import exposures, partitions, retention
 from features.intake.exposures import consume
 from features.intake.retention import RetentionConfig, distinct, finished, main, prune
 from features.runs import Run
@@ -88,6 +88,24 @@ def test_what_an_unfinished_run_consumes_stays(s3: Storage) -> None:
     assert finished(Run(s3, "run-1"))
     assert prune(s3, week)["deleted"] == 1
     assert exposures.read(s3).column("exposure_id").to_pylist() == ["new"]
+
+
+def test_what_a_run_claims_meanwhile_stays_and_is_not_counted_as_deleted(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = put(s3, exposure("old"))
+    put(s3, exposure("new", hours=24 * 10))
+    claims = retention.claims
+
+    def then_claimed(*arguments: Any) -> set[str]:
+        found = claims(*arguments)
+        consume(s3, "run-1", DAY, DAY + timedelta(hours=1))
+        return found
+
+    monkeypatch.setattr(retention, "claims", then_claimed)
+    done = prune(s3, RetentionConfig(retention_days=7))
+    assert (done["expired"], done["kept_for_runs"], done["deleted"], done["bytes"]) == (1, 1, 0, 0)
+    assert s3.exists(old)
 
 
 def test_a_refused_or_abandoned_run_holds_nothing(s3: Storage) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from models.tokenizer.alignment import AlignmentConfig
 from models.tokenizer.checkpoint import CHECKPOINT, checkpoint_step
+from models.tokenizer.contrast import make_folds
 from models.tokenizer.embedding import ItemEmbedder
 from models.tokenizer.modalities.images import VECTOR
 
@@ -115,6 +117,18 @@ def test_every_loss_and_modality_can_be_switched_off(world, off: str) -> None:
     assert off not in fitted.modalities
     assert {"u2i", "i2i", "caption"} - {off} <= set(losses)
     assert np.isfinite(fitted.encode(world.items)).all()
+
+
+def test_folds_without_pairs_of_the_only_loss_teach_nothing(world) -> None:
+    """Two users of one fold who share two items are rare in a small log: Swing has nothing to say there."""
+    users = pa.array([f"u{k}" for k in range(20)])
+    few = world.exposures.filter(pc.is_in(world.exposures.column("user_id"), users))
+    config = replace(SHORT, u2i=0.0)
+    _, folds = make_folds(world.items, few, config.folds, config.dim, config.seed)
+    assert min(len(fold.i2i) for fold in folds) == 0 < max(len(fold.i2i) for fold in folds)
+    losses: dict[str, float] = {}
+    ItemEmbedder.fit(world.items, few, config, report=losses.update)
+    assert {"i2i", "caption"} <= set(losses)
 
 
 def test_images_are_a_modality_like_any_other(world) -> None:

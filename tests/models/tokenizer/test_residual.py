@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from models.tokenizer.balance import capacity_of
-from models.tokenizer.kmeans import kmeans, mse
+from models.tokenizer.kmeans import distances, kmeans, mse
 from models.tokenizer.residual import ResidualQuantizer
 
 
@@ -100,11 +100,14 @@ def test_new_rows_take_the_nearest_free_code(quantizer: ResidualQuantizer, x: np
     new = x[:30] + 0.01
     sids = quantizer.encode_beside(new, taken)
     assert (sids[:, :2] == quantizer.encode(new)[:, :2]).all()
-    prefixes = {tuple(prefix): sum((taken[:, :2] == prefix).all(1)) for prefix in sids[:, :2]}
-    everything = {tuple(sid) for sid in np.vstack([taken, sids]).tolist()}
-    if all(count + 30 <= 16 for count in prefixes.values()):
-        assert len(everything) == len(taken) + 30
-    assert len({tuple(sid) for sid in sids.tolist()} - {tuple(sid) for sid in taken.tolist()}) > 0
+    used, moved = {tuple(sid) for sid in taken.tolist()}, 0
+    gaps = distances(new - quantizer.reconstruct(sids[:, :2]), quantizer.codebooks[2])
+    for (*prefix, last), gap in zip(sids.tolist(), gaps, strict=True):
+        free = [code for code in range(16) if (*prefix, code) not in used]
+        assert gap[last] <= gap[free or range(16)].min() + 1e-5
+        moved += bool(free) and gap[last] > gap.min() + 1e-5
+        used.add((*prefix, last))
+    assert moved
 
 
 def test_a_full_prefix_shares_its_nearest_code(quantizer: ResidualQuantizer, x: np.ndarray) -> None:
