@@ -43,6 +43,7 @@ PAPER = {0.1e9: 3.57, 0.2e9: 3.46, 0.5e9: 3.33, 1e9: 3.27, 2e9: 3.23, 4e9: 3.20,
 PAPER_FIT = (3.13, 3660.0, 0.489)
 RATE_CEILING = 4e-3
 Made = tuple[Path, Tokenizer, Catalogue]
+"""A run's data, and what names its items."""
 
 
 def power_law(parameters: np.ndarray, floor: float, scale: float, exponent: float) -> np.ndarray:

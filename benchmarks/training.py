@@ -50,6 +50,7 @@ class Batch:
 
     @classmethod
     def random(cls, config: GeneratorConfig, requests: int, targets: int, tokens: int) -> "Batch":
+        """``requests`` of ``targets`` each, all with ``tokens`` context tokens (one of ``LENGTHS``)."""
         generator = torch.Generator().manual_seed(0)
         lengths = LENGTHS[tokens]
         slots = (requests, sum(lengths))
