@@ -9,9 +9,11 @@ Shapes: B requests, S slots of the context, n real behaviours of all requests, L
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.schema import FLAGS
+from models.nn.memory import PathMemory
 from models.pathways import NUMERIC, PATHWAYS, ContextTensors
 
 CODE_NORM = 8**0.5
@@ -29,6 +31,8 @@ class ContextConfig:
     static_buckets: int = 1024
     author_buckets: int = 2048
     tag_buckets: int = 256
+    memory: bool = False
+    """A vector for every known prefix of a SID, added to its code's (ours, models.nn.memory)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "levels", "codes", "embed", "static_fields", "static_buckets")
@@ -72,6 +76,7 @@ class BehaviourEmbedding(nn.Module):
         super().__init__()
         c, w = config, widths
         self.code = nn.ModuleList(nn.Embedding(c.codes + 1, c.embed, padding_idx=0) for _ in range(c.levels))
+        self.memory = PathMemory(c.levels, c.codes, c.embed) if c.memory else None
         self.author = nn.Embedding(c.author_buckets, w.author)
         self.tag = nn.Embedding(c.tag_buckets, w.tag)
         self.kind = nn.Embedding(len(PATHWAYS), w.kind) if w.kind else None
@@ -85,6 +90,9 @@ class BehaviourEmbedding(nn.Module):
         """[n, width] of the behaviours in ``slot`` of ``request``, both [n]."""
         sids = context.sids[request, slot]
         pieces = [table(sids[:, level]) for level, table in enumerate(self.code)]
+        if self.memory is not None:
+            for level, row in enumerate(self.memory.rows(sids - 1), 1):
+                pieces[level] = pieces[level] + self.memory.level(level)(row)
         pieces += [self.author(context.author[request, slot]), self.tag(context.tag[request, slot])]
         if self.kind is not None:
             pieces.append(self.kind(context.kind[slot]))
@@ -95,6 +103,22 @@ class BehaviourEmbedding(nn.Module):
         """[B, static_width] of the users."""
         found: Tensor = self.attribute(context.static).flatten(1)
         return found
+
+    def codes(self, level: int) -> Tensor:
+        """[C, embed] of the codes of ``level``, without padding."""
+        return self.code[level].get_parameter("weight")[1:]
+
+    def prefix_vectors(self, level: int, code: Tensor, row: Tensor) -> Tensor:
+        """[.., embed] of ``code`` [..] at ``level`` plus that of the remembered prefix ``row`` it completes."""
+        found = F.embedding(code, self.codes(level))
+        return found if level == 0 or self.memory is None else found + self.memory.level(level)(row)
+
+    def item_vectors(self) -> Tensor:
+        """[n, embed] of the n items remembered, from row 1 of the memory's last level: the sum over their levels."""
+        if self.memory is None:
+            raise ValueError("this model remembers no items; build it with memory=True")
+        vectors = [self.prefix_vectors(level, code, row) for level, (code, row) in enumerate(self.memory.leaves())]
+        return torch.stack(vectors).sum(0)
 
     @torch.no_grad()
     def start_from_codebooks(self, codebooks_LCE: Tensor) -> None:

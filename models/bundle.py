@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import load_file, save_file
 
 from features.histories.windows import Limits
@@ -252,6 +254,7 @@ class Bundle:
         catalogue = Catalogue.from_tables(
             pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet")
         )
+        model.remember(torch.from_numpy(catalogue.sids.astype(np.int64)))
         if (catalogue.codes, catalogue.levels) != (model.config.codes, model.config.levels):
             raise ValueError(
                 f"the SID table has {catalogue.levels} levels of {catalogue.codes} codes, "

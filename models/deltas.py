@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from features import catalog, deltas
 from features.deltas import DeltaCorrupt
@@ -66,8 +67,9 @@ class DeltaReader:
         blocked = frozenset(deltas.fold_blocks(records))
         grown = len(catalogue) > len(bundle.catalogue)
         trie = Trie.from_sids(catalogue.sids).to(bundle.trie.sids.device) if grown else bundle.trie
+        model = bundle.model.remembering(torch.from_numpy(catalogue.sids.astype(np.int64))) if grown else bundle.model
         return Moved(
-            bundle=replace(bundle, catalogue=catalogue, trie=trie, blocked=blocked),
+            bundle=replace(bundle, model=model, catalogue=catalogue, trie=trie, blocked=blocked),
             keys=tuple(keys),
             appended=len(catalogue) - len(bundle.catalogue),
             blocked=int((catalogue.rows(sorted(blocked)) >= 0).sum()) if blocked else 0,

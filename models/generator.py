@@ -11,6 +11,7 @@ Shapes: B requests, T targets or beams of a request, P new tokens, S context tok
 D head width, d model width.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -38,7 +39,11 @@ class GeneratorConfig(ContextConfig):
     recency_bias: bool = True
     """A learned slope per head on the age of a behaviour (ours, models.nn.attention); False is as published."""
     head: Literal["linear", "tied"] = "linear"
-    """``linear`` is the papers'; ``tied`` scores against the context's code embeddings (ours)."""
+    """``linear`` is the papers'; ``tied`` scores against the context's code embeddings, and with ``memory`` against
+    those of the prefixes that exist (ours)."""
+    item_head: bool = False
+    """A softmax over all known items beside the decoder, from BOS alone, to select among what was generated (ours;
+    needs ``memory``)."""
     experts: int = 0
     active_experts: int = 2
     shared_experts: int = 0
@@ -55,6 +60,13 @@ class GeneratorConfig(ContextConfig):
             )
         if self.head not in ("linear", "tied") or not 0 <= self.dropout < 1:
             raise ValueError(f"head {self.head!r} must be 'linear' or 'tied' and dropout {self.dropout} in [0, 1)")
+        if (self.memory and self.head != "tied") or (self.item_head and not self.memory):
+            raise ValueError(
+                f"memory {self.memory}, head {self.head!r}, item_head {self.item_head}: memory needs the tied head and "
+                "an item head needs memory"
+            )
+        if self.memory and self.levels < 2:
+            raise ValueError(f"memory is of prefixes below the first level; levels is {self.levels}")
         if self.experts < 0 or self.shared_experts < 0 or (self.experts and not 0 < self.active_experts < self.experts):
             raise ValueError(
                 f"experts {self.experts}, active {self.active_experts}, shared {self.shared_experts}: "
@@ -89,6 +101,8 @@ class ContextKV:
     """[B, S] fp32: 0 where ``mask``, -inf elsewhere."""
     age: Tensor
     """[B, S] fp32: normalised log age, 0 for tokens that are no behaviour and for padding."""
+    newest: Tensor | None = None
+    """[B, d] of the newest behaviour, for models whose BOS starts from it."""
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -99,6 +113,8 @@ class DecoderState:
     """Self-attention caches of the tokens decoded so far, one per layer."""
 
     caches: list[Cache]
+    row: Tensor | None = None
+    """long [B, T]: the memory's row of the prefix decoded so far, for models with memory."""
 
     def __len__(self) -> int:
         """Tokens decoded so far, BOS included."""
@@ -114,7 +130,8 @@ class DecoderState:
         def chosen(cache: Tensor) -> Tensor:
             return cache.flatten(0, 1).index_select(0, rows).unflatten(0, (b, -1))  # copies whole rows; gather does not
 
-        return DecoderState([(chosen(key), chosen(value)) for key, value in self.caches])
+        row = None if self.row is None else self.row.gather(1, beam_BT)
+        return DecoderState([(chosen(key), chosen(value)) for key, value in self.caches], row)
 
 
 class Generator(nn.Module):
@@ -133,10 +150,13 @@ class Generator(nn.Module):
         self.context = context
         self.bos = nn.Parameter(torch.empty(c.d_model))
         self.token = nn.ModuleList(nn.Embedding(c.codes, c.d_model) for _ in range(self._token_tables()))
+        self.prefix = nn.Linear(c.embed, c.d_model, bias=False) if c.memory else None
         self.blocks = blocks
         self.head_norms = nn.ModuleList(RMSNorm(c.d_model) for _ in range(c.levels))
         out = c.codes if c.head == "linear" else c.embed
         self.heads = nn.ModuleList(nn.Linear(c.d_model, out, bias=False) for _ in range(c.levels))
+        self.item_norm = RMSNorm(c.d_model) if c.item_head else None
+        self.item_head = nn.Linear(c.d_model, c.embed, bias=False) if c.item_head else None
         self._initialise()
 
     def _token_tables(self) -> int:
@@ -167,6 +187,11 @@ class Generator(nn.Module):
         assert isinstance(features, BehaviourEmbedding)
         return features
 
+    def remember(self, sids: Tensor) -> None:
+        """Gives every prefix of ``sids`` (long [items, L]) a place in the memory, if this model has one."""
+        if self.features.memory is not None:
+            self.features.memory.remember(sids)
+
     def start_from_codebooks(self, codebooks_LCE: Tensor) -> None:
         """See ``BehaviourEmbedding.start_from_codebooks``."""
         self.features.start_from_codebooks(codebooks_LCE)
@@ -176,9 +201,24 @@ class Generator(nn.Module):
         kv: ContextKV = self.context(context)
         return kv
 
-    def forward(self, context: ContextTensors, targets_BTL: Tensor) -> Tensor:
-        """Teacher-forced fp32 logits [B, T, L, C]; negative codes of ``targets_BTL`` mark padding and score garbage."""
-        return self.score(self.encode(context), targets_BTL)
+    def forward(
+        self, context: ContextTensors, targets_BTL: Tensor, *, items: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Teacher-forced fp32 logits [B, T, L, C]; negative codes of ``targets_BTL`` mark padding and score garbage.
+
+        With ``items`` those of ``item_logits`` too: distributed training sees only what passes through here.
+        """
+        kv = self.encode(context)
+        scored = self.score(kv, targets_BTL)
+        return (scored, self.item_logits(kv)) if items else scored
+
+    def remembering(self, sids: Tensor) -> "Generator":
+        """This model, or with a memory a copy of it that knows ``sids`` too: requests under way keep theirs."""
+        if self.features.memory is None:
+            return self
+        made = copy.deepcopy(self)
+        made.remember(sids)
+        return made
 
     def score(self, kv: ContextKV, targets_BTL: Tensor) -> Tensor:
         """Teacher-forced fp32 logits [B, T, L, C] against an encoded context."""
@@ -186,10 +226,12 @@ class Generator(nn.Module):
         t = targets_BTL.shape[1]
         logits = [first.expand(-1, t, -1)]
         if self.config.levels > 1:
-            tokens = targets_BTL[..., :-1].clamp(min=0).unbind(-1)
-            h = torch.stack([table(code) for table, code in zip(self.token, tokens, strict=True)], 2)
+            codes = targets_BTL[..., :-1].clamp(min=0)
+            rows = self._rows(codes)
+            tokens = zip(codes.unbind(-1), rows, strict=True)
+            h = torch.stack([self._token(level, code, row) for level, (code, row) in enumerate(tokens)], 2)
             h, _ = self._advance(kv, h, state, targets_BTL[..., :-1] >= 0)
-            logits += [self._logits(h[:, :, p], p + 1) for p in range(h.shape[2])]
+            logits += [self._logits(h[:, :, p], p + 1, row) for p, row in enumerate(rows)]
         return torch.stack(logits, 2)
 
     def decode(self, kv: ContextKV, prefix_BTp: Tensor) -> Tensor:
@@ -205,12 +247,51 @@ class Generator(nn.Module):
         ``code_BT`` None starts with BOS (T = 1). A state of T = 1 may be continued by any T.
         """
         if code_BT is None or state is None:
-            level, h = 0, self.bos.expand(len(kv), 1, 1, -1)
+            level, row, h = 0, None, self._start(kv)
         else:
             level = len(state)
-            h = self.token[level - 1](code_BT).unsqueeze(2)
+            row = self._row(level - 1, code_BT, state.row)
+            h = self._token(level - 1, code_BT, row).unsqueeze(2)
         h, state = self._advance(kv, h, state)
-        return self._logits(h[:, :, 0], level), state
+        return self._logits(h[:, :, 0], level, row), DecoderState(state.caches, row)
+
+    def item_logits(self, kv: ContextKV) -> Tensor:
+        """fp32 [B, n]: the request against the n items remembered, in the order of the memory's last level from row 1.
+
+        Raises ValueError without an item head.
+        """
+        if self.item_head is None or self.item_norm is None:
+            raise ValueError("this model has no item head; build it with item_head=True")
+        h, _ = self._advance(kv, self._start(kv), None)
+        with exact(h.device):
+            query = self.item_head(self.item_norm(h[:, 0, 0].float()))
+            return F.linear(query, self.features.item_vectors())
+
+    def _start(self, kv: ContextKV) -> Tensor:
+        """BOS of every request, [B, 1, 1, d]."""
+        bos = self.bos if kv.newest is None else self.bos + kv.newest.float()
+        return bos.expand(len(kv), -1).view(len(kv), 1, 1, -1)
+
+    def _token(self, level: int, code_BT: Tensor, row_BT: Tensor | None) -> Tensor:
+        """[B, T, d] of the code just decoded at ``level``, and of the prefix it completes."""
+        found: Tensor = self.token[level](code_BT)
+        if self.prefix is None or row_BT is None:
+            return found
+        return found + self.prefix(self.features.prefix_vectors(level, code_BT, row_BT))
+
+    def _row(self, level: int, code_BT: Tensor, above_BT: Tensor | None) -> Tensor | None:
+        """The memory's row of the prefix that ``code_BT`` completes at ``level``; None without memory."""
+        memory = self.features.memory
+        if memory is None:
+            return None
+        return code_BT if above_BT is None else memory.level(level).rows(above_BT, code_BT)
+
+    def _rows(self, codes_BTp: Tensor) -> list[Tensor | None]:
+        """As ``_row`` of each prefix of ``codes_BTp``."""
+        found: list[Tensor | None] = [self._row(0, codes_BTp[..., 0], None)]
+        for level in range(1, codes_BTp.shape[-1]):
+            found.append(self._row(level, codes_BTp[..., level], found[-1]))
+        return found
 
     def _advance(
         self, kv: ContextKV, h: Tensor, state: DecoderState | None, real: Tensor | None = None
@@ -224,10 +305,14 @@ class Generator(nn.Module):
             caches.append(cache)
         return h, DecoderState(caches)
 
-    def _logits(self, h_BTd: Tensor, level: int) -> Tensor:
+    def _logits(self, h_BTd: Tensor, level: int, row_BT: Tensor | None = None) -> Tensor:
         """fp32 whatever autocast says: logged log-probabilities and the trainer's must agree (GBPO's ratio)."""
         with exact(h_BTd.device):
             out: Tensor = self.heads[level](self.head_norms[level](h_BTd.float()))
-            if self.config.head == "tied":
-                out = F.linear(out, self.features.code[level].get_parameter("weight")[1:])
-            return out
+            if self.config.head == "linear":
+                return out
+            codes = self.features.codes(level)
+            memory = self.features.memory
+            if memory is None or row_BT is None:
+                return F.linear(out, codes)
+            return memory.level(level).logits(out, codes, row_BT)

@@ -14,7 +14,7 @@ from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FP32 = ("heads", "router")
+FP32 = ("heads", "item_head", "router")
 """Submodules that compute outside autocast."""
 
 _COPIES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from models.generator import GeneratorConfig
+from models.generator import Generator, GeneratorConfig
+from models.objectives.item import item_loss
 from models.objectives.ntp import ntp_loss
 from models.tokenizer.vocabulary import Catalogue
 from models.training.loop import Loss, fit
@@ -22,6 +23,9 @@ from models.training.stage import Example, Job, StageConfig, Workshop
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(StageConfig):
     """Pre-training; V2 goes once through the data, small data allow several ``epochs``."""
+
+    item_weight: float = 1.0
+    """Factor of the item head's loss, for a model that has one (ours)."""
 
 
 def pretrain(
@@ -65,11 +69,27 @@ def train(job: Job[PretrainConfig]) -> dict[str, Any]:
     batches = shop.batches()
 
     def objective(model: nn.Module, example: Example) -> Loss:
-        logits = model(example.context, example.targets)
         weights = shop.of_exposures(shop.weights, example)
         count = int((example.batch.items >= 0).sum())
-        value = ntp_loss(logits, example.targets, weights, shop.model.level_loss)
-        return Loss(value, {}, count, count * job.model.levels, weight=float(weights.sum()))
+        value, parts = next_item_loss(model, shop.model, example, weights, job.config.item_weight)
+        return Loss(value, parts, count, count * job.model.levels, weight=float(weights.sum()))
 
     metrics = fit(shop.model, shop.plan(batches, objective), job.config, job.output)
     return shop.finish({**metrics, "exposures_per_epoch": batches.examples})
+
+
+def next_item_loss(
+    model: nn.Module, generator: Generator, example: Example, weights_BT: Tensor, item_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """NTP of the targets, plus ``item_weight`` times the item head's loss where there is one; and the parts by name.
+
+    ``model`` is ``generator`` or what wraps it for several workers.
+    """
+    memory = generator.features.memory
+    if not generator.config.item_head or memory is None:
+        logits = model(example.context, example.targets)
+        return ntp_loss(logits, example.targets, weights_BT, generator.level_loss), {}
+    logits, items = model(example.context, example.targets, items=True)
+    ntp = ntp_loss(logits, example.targets, weights_BT, generator.level_loss)
+    item = item_loss(items, memory.rows(example.targets.clamp(min=0))[-1] - 1, weights_BT)
+    return ntp + item_weight * item, {"ntp": float(ntp.detach()), "item": float(item.detach())}

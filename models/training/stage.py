@@ -122,6 +122,7 @@ class Workshop(Generic[Config]):
         self.device = prepare_device(job.config.threads, world())
         torch.manual_seed(job.config.seed)
         self.model = model_of(job.model)
+        self.model.remember(torch.from_numpy(job.catalogue.sids.astype(np.int64)))
         if job.init is not None:
             checkpoint.load_weights(self.model, job.init, job.model)
         elif job.code_vectors is not None:

@@ -203,7 +203,7 @@ def test_every_preset_belongs_to_an_architecture(name: str) -> None:
 def test_foreign_configurations_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown architecture 'bert'; there are onerec_v2, onerec_v1"):
         build("bert", {})
-    with pytest.raises(ValueError, match="onerec_v1 has no dense_blocks, l_kv"):
+    with pytest.raises(ValueError, match="onerec_v1 has no context_layers, dense_blocks, l_kv"):
         config_of("onerec_v1", describe(CONFIGS["v2"])[1])
 
 
