@@ -7,7 +7,7 @@ with a context of its own, so nothing of a later impression leaks into an earlie
 interaction of such data is positive. Left out: several targets a context, which these data do not have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,26 @@ class Histories:
     """int32 [N], feedback bits."""
     starts: np.ndarray
     """int64 [U + 1], where each user's interactions begin."""
+    row: np.ndarray
+    """int64 [N], rows of the exposures they come from."""
     limit: int = 20
     """Latest interactions that a context holds."""
 
     @classmethod
     def from_exposures(
-        cls, exposures: pa.Table, catalogue: Catalogue, *, limit: int = 20, users: int | None = None, seed: int = 0
+        cls,
+        exposures: pa.Table,
+        catalogue: Catalogue,
+        *,
+        limit: int = 20,
+        users: int | None = None,
+        seed: int = 0,
+        shuffle_ties: bool = False,
     ) -> "Histories":
-        """Of an EXPOSURE table; ``users`` keeps a random sample of so many. Raises ValueError when nobody is left."""
+        """Of an EXPOSURE table; ``users`` keeps a random sample of so many. Raises ValueError when nobody is left.
+
+        A user's events of one time keep the table's order, or with ``shuffle_ties`` get a random one.
+        """
         rows = catalogue.rows(exposures.column("item_id").to_pylist())
         kept = positive(exposures) & (rows >= 0)
         names, user = np.unique(np.asarray(exposures.column("user_id").to_pylist(), str), return_inverse=True)
@@ -75,7 +87,8 @@ class Histories:
         kept &= np.isin(user, eligible)
         time = times(exposures)
         order = np.flatnonzero(kept)
-        order = order[np.lexsort((order, time[order], user[order]))]
+        tie = np.random.default_rng(seed).random(len(order)) if shuffle_ties else order
+        order = order[np.lexsort((tie, time[order], user[order]))]
         return cls(
             item=rows[order],
             time_ms=time[order],
@@ -83,8 +96,17 @@ class Histories:
             duration_ms=exposures.column("duration_ms").to_numpy()[order].astype(np.float32),
             labels=np.asarray(label_bits(exposures), np.int32)[order],
             starts=np.append(0, np.cumsum(sizes[np.sort(eligible)])),
+            row=order,
             limit=limit,
         )
+
+    def first(self, positions: np.ndarray) -> np.ndarray:
+        """Position of the first interaction of the user of each of ``positions``."""
+        return self.starts[np.searchsorted(self.starts, positions, side="right") - 1]
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        """How many interactions the context of each of ``positions`` holds."""
+        return np.minimum(positions - self.first(positions), self.limit)
 
     def training(self) -> np.ndarray:
         """Positions of all targets of training: neither a user's first item nor the last two."""
@@ -98,7 +120,7 @@ class Histories:
 
     def contexts(self, positions: np.ndarray) -> Context:
         """What came before the interactions at ``positions``, newest last."""
-        start = self.starts[np.searchsorted(self.starts, positions, side="right") - 1]
+        start = self.first(positions)
         index = positions[:, None] - np.arange(self.limit, 0, -1)
         there = index >= start[:, None]
         index = np.where(there, index, 0)
@@ -188,13 +210,13 @@ def rank(
         beams = beam_search(model, kv, trie, width)
         leaves = torch.where(beams.valid, beams.leaf, -1).numpy()
         for row, position in enumerate(part):
-            items = _expand(trie, leaves[row], catalogue.popularity)
+            items = expand(trie, leaves[row], catalogue.popularity)
             items = items[~np.isin(items, histories.seen(int(position)))][:count]
             result[first + row, : len(items)] = items
     return result
 
 
-def _expand(trie: Trie, leaves: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+def expand(trie: Trie, leaves: np.ndarray, popularity: np.ndarray) -> np.ndarray:
     """Items of the leaves (-1 = none) in order, those of one leaf by popularity."""
     offsets: Tensor = trie.item_offsets
     found = [trie.items[int(offsets[leaf]) : int(offsets[leaf + 1])].numpy() for leaf in leaves[leaves >= 0]]
@@ -202,12 +224,17 @@ def _expand(trie: Trie, leaves: np.ndarray, popularity: np.ndarray) -> np.ndarra
     return np.concatenate(ordered) if ordered else np.empty(0, np.int64)
 
 
-def accuracy(ranked: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """``recall@k`` and ``ndcg@k`` of the one target of each row."""
+def places(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Place (0 = first) of the one target of each row; the largest int32 where it is not there."""
     hit = ranked == targets[:, None]
-    place = np.where(hit.any(1), hit.argmax(1), np.iinfo(np.int32).max)
+    return np.where(hit.any(1), hit.argmax(1), np.iinfo(np.int32).max)
+
+
+def accuracy(ranked: np.ndarray, targets: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """``recall@k`` and ``ndcg@k`` of the one target of each row."""
+    place = places(ranked, targets)
     result = {}
-    for k in CUTOFFS:
+    for k in cutoffs:
         inside = place < k
         result[f"recall@{k}"] = float(inside.mean())
         result[f"ndcg@{k}"] = float((inside / np.log2(np.minimum(place, k) + 2)).mean())

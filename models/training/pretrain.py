@@ -6,7 +6,7 @@ the weights of an earlier stage or bundle, on a newer window. Left out: mixing i
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.generator import Generator, GeneratorConfig
 from models.objectives.item import item_loss
 from models.objectives.ntp import ntp_loss
+from models.pathways import ContextTensors
 from models.tokenizer.vocabulary import Catalogue
 from models.training.loop import Loss, fit
 from models.training.ray import launch
@@ -78,8 +79,20 @@ def train(job: Job[PretrainConfig]) -> dict[str, Any]:
     return shop.finish({**metrics, "exposures_per_epoch": batches.examples})
 
 
+class Scored(Protocol):
+    """What a loss is computed on."""
+
+    @property
+    def context(self) -> ContextTensors:
+        """Of B requests."""
+
+    @property
+    def targets(self) -> Tensor:
+        """long [B, T, L], -1 on padding."""
+
+
 def next_item_loss(
-    model: nn.Module, generator: Generator, example: Example, weights_BT: Tensor, item_weight: float
+    model: nn.Module, generator: Generator, example: Scored, weights_BT: Tensor, item_weight: float
 ) -> tuple[Tensor, dict[str, float]]:
     """NTP of the targets, plus ``item_weight`` times the item head's loss where there is one; and the parts by name.
 
