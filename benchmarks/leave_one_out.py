@@ -59,6 +59,8 @@ class Histories:
     """int64 [N], rows of the exposures they come from."""
     limit: int = 20
     """Latest interactions that a context holds."""
+    dates: bool = True
+    """Whether contexts know how long ago things were, or their order alone."""
 
     @classmethod
     def from_exposures(
@@ -127,7 +129,7 @@ class Histories:
         age = (self.time_ms[positions][:, None] - self.time_ms[index]) / 1000
         short = Pathway(
             item=np.where(there, self.item[index], -1).astype(np.int32),
-            age_s=np.where(there, age, 0).astype(np.float32),
+            age_s=np.where(there & self.dates, age, 0).astype(np.float32),
             play_ms=np.where(there, self.play_ms[index], 0).astype(np.float32),
             duration_ms=np.where(there, self.duration_ms[index], 0).astype(np.float32),
             labels=np.where(there, self.labels[index], 0).astype(np.int32),

@@ -58,6 +58,8 @@ class Recipe:
     )
     limit: int = 50
     """Latest interactions that a context holds."""
+    dates: bool = True
+    """Whether the model knows how long ago things were."""
     beam: int = 50
     select_weight: float = 1.0
     """Of the item head's log-probability beside the decoder's."""
@@ -76,6 +78,7 @@ class Examples:
 
     def __init__(self, split: Split, catalogue: Catalogue, recipe: Recipe) -> None:
         self._histories, self._catalogue = split.histories, catalogue
+        self._dates = recipe.dates
         self._batch, self._seed = recipe.training.batch_requests, recipe.training.seed
         self._sids = torch.from_numpy(catalogue.sids.astype(np.int64))
         self._positions = split.training
@@ -96,7 +99,7 @@ class Examples:
             self._epoch, self._batches = epoch, [cut[k] for k in rng.permutation(len(cut))]
         rows = self._batches[place]
         positions = self._positions[rows]
-        histories = replace(self._histories, limit=int(self._lengths[rows].max()))
+        histories = replace(self._histories, limit=int(self._lengths[rows].max()), dates=self._dates)
         context = to_tensors(histories.contexts(positions), self._catalogue)
         return _Targets(context=context, targets=self._sids[histories.item[positions]][:, None])
 
@@ -149,7 +152,7 @@ def rank(
     model: Generator, split: Split, positions: np.ndarray, catalogue: Catalogue, recipe: Recipe, count: int = 50
 ) -> np.ndarray:
     """Item rows int32 [len(positions), count], best first, -1 where the beams ran out; the user's history is masked."""
-    trie, histories = Trie.from_sids(catalogue.sids), split.histories
+    trie, histories = Trie.from_sids(catalogue.sids), replace(split.histories, dates=recipe.dates)
     model.eval()
     result = np.full((len(positions), count), -1, np.int32)
     for first in range(0, len(positions), 256):

@@ -213,7 +213,12 @@ RECIPES = {
     "v2-no-memory": _without(memory=False, item_head=False),
     "v2-no-item-head": _without(item_head=False),
     "v2-no-context-layer": _without(context_layers=0),
+    "v2-no-newest": _without(start_from_newest=False),
+    "v2-no-dates": replace(Recipe(), dates=False),
     "v2-lazy": _without(context_layers=0, start_from_newest=False, item_head=False),
+    "v2-published": _without(
+        context_layers=0, start_from_newest=False, item_head=False, memory=False, head="linear", recency_bias=False
+    ),
     "tiger": Recipe(
         tokenizer=TokenizerConfig(levels=4, codes=256, dim=64, balanced=False),
         model=V1Config(d_model=128, heads=4, kv_groups=4, embed=64, dropout=0.1),
