@@ -4,17 +4,24 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DAYS ?= 4
 DATA ?=
 ARGS ?=
+ENGINE ?= docker
+REGISTRY ?= ghcr.io/onerec-platform
+TORCH ?= cpu
+IMAGES ?= $(if $(filter cuda,$(TORCH)),serve train,pipelines serve train)
+TORCH_INDEX ?= $(if $(filter cuda,$(TORCH)),https://pypi.org/simple,https://download.pytorch.org/whl/cpu)
+TAG ?= $(VERSION)$(if $(filter cuda,$(TORCH)),-cuda)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 SOURCES := features monitoring models components pipelines benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format bench clean
+.PHONY: help install demo promtool test test-long test-cluster images sbom test-images chart check format bench clean
 
 help: ## Show this help
 	@echo "OneRec platform. The targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON (a Python 3.11), DAYS (of the demo), DATA (real logs for the demo), ARGS (more for pytest)"
 
 install: $(STAMP) ## Build .venv with everything pinned in constraints.txt
@@ -44,17 +51,50 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## Play the whole loop for DAYS simulated days, on DATA when given, and write a report
 	@$(BIN)/onerec loop --fresh --days $(DAYS) $(if $(DATA),--data '$(DATA)')
 
-test: install ## Run the tests
+promtool: install ## Take promtool, which tests the alert rules, from Debian's package prometheus
+	@if [ -x $(BIN)/promtool ] || command -v promtool > /dev/null; then exit 0; fi; \
+	folder=$$(mktemp -d); \
+	if (cd $$folder && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool) > $$folder/log 2>&1; \
+	then mv $$folder/usr/bin/promtool $(BIN)/promtool; \
+	else echo "note: no promtool from Debian's packages; tests of alert rules are skipped until one is in the PATH"; fi; \
+	rm -rf $$folder
+
+test: install promtool ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-long: install ## Run the long tests: kills, soaks, fuzzing
 	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
 
-check: install ## Check style, types and layers
+test-cluster: install ## Run the tests of RayJobs and canaries on the cluster that KUBECONFIG names (CRDs of KubeRay and KServe)
+	@test -n "$$KUBECONFIG" || { echo "error: KUBECONFIG is not set"; \
+	  echo "hint: KUBECONFIG=~/.kube/config make test-cluster; each test makes a namespace and deletes it"; exit 1; }
+	@$(BIN)/python -m pytest -m cluster tests/models/cluster $(ARGS)
+
+images: ## Build the images with ENGINE (docker, podman, buildah); TORCH=cuda for GPUs, BASE by digest, REGISTRY
+	@for target in $(IMAGES); do \
+	  $(ENGINE) build --target $$target --tag $(REGISTRY)/onerec-$$target:$(TAG) --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2> /dev/null || echo unknown) \
+	    --build-arg TORCH_INDEX=$(TORCH_INDEX) $(if $(BASE),--build-arg BASE=$(BASE)) . || exit 1; done
+
+sbom: ## Copy each image's bill of materials (CycloneDX) to build/sbom; ENGINE docker or podman
+	@mkdir -p build/sbom; for target in $(IMAGES); do \
+	  $(ENGINE) run --rm --network none --entrypoint cat $(REGISTRY)/onerec-$$target:$(TAG) \
+	    /opt/sbom.cdx.json > build/sbom/onerec-$$target-$(TAG).cdx.json || exit 1; done; ls build/sbom
+
+test-images: install ## Build the images without an engine and run them (root; apt: buildah, debootstrap; ONEREC_IMAGES="serve train")
+	@$(BIN)/python -m pytest -m images tests/images $(ARGS)
+
+chart: install ## Write the Helm chart's README; check the chart and the manifests
+	@$(BIN)/python tests/support/chart/readme.py
+	@$(BIN)/python -m pytest tests/helm tests/manifests tests/support $(ARGS)
+
+check: install ## Check style, types and layers, and the chart
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory chart
 
 format: install ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix $(SOURCES)

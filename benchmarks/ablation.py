@@ -28,8 +28,8 @@ from models.tokenizer.interactions import popularity
 from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.vocabulary import Catalogue
 
-STEPS = 600
-TESTED = 3000
+STEPS = 300
+TESTED = 2000
 """Users whose last item is ranked, a random sample where there are more."""
 
 
@@ -48,12 +48,14 @@ class Arm:
 ARMS = {
     "base_3x256": Arm(),
     "content_only": Arm(embedding="content"),
+    "detailed": Arm(embedding="detailed"),
     "sid_linear_heads": Arm(tied=False),
     "item_ids_linear_heads": Arm(tied=False, item_ids=True),
     "3x128": Arm(codes=128),
     "3x512": Arm(codes=512),
-    "4x256": Arm(levels=4),
     "4x128": Arm(levels=4, codes=128),
+    "4x256": Arm(levels=4),
+    "4x512": Arm(levels=4, codes=512),
     "plain_kmeans": Arm(balanced=False),
 }
 

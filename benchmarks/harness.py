@@ -3,9 +3,11 @@
 Left out: statistics of experiments over users (``monitoring.experiment``).
 """
 
+import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import sys
 import threading
@@ -114,6 +116,30 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     """Mean and sample standard deviation over seeds (0 for a single one)."""
     found = np.asarray(list(values), float)
     return {"mean": float(found.mean()), "std": float(found.std(ddof=1)) if len(found) > 1 else 0.0}
+
+
+def place(output: Path, name: str, of: Any) -> Path:
+    """Folder below ``output`` of what is called ``name`` and made of ``of`` (JSON values): other inputs, another."""
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()
+    return output / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{digest[:8]}"
+
+
+def kept(output: Path, name: str, of: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The record that ``work(folder)`` returned for these inputs, now or in an earlier run: stored when it is done.
+
+    ``folder`` is ``place(output, name, of)``; a killed run finds there what it left.
+    """
+    folder = place(output, name, of)
+    path = folder / "record.json"
+    if path.exists():
+        stored: dict[str, Any] = json.loads(path.read_text())
+        return stored
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {**work(folder), "of": of}
+    text = json.dumps(record, default=float)
+    path.with_suffix(".part").write_text(text)
+    path.with_suffix(".part").rename(path)
+    return dict(json.loads(text))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

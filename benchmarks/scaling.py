@@ -4,11 +4,10 @@
 ``L = 3.13 + 3660 / N^0.489`` from 0.1B to 8B. Here: sizes small enough for a CPU, one chronological pass over a
 simulated log as V2 trains, learning rate by V2's law with a ceiling (below 2 M parameters the law's rate is too high),
 the loss on all held-out exposures, FLOPs as torch's counter sees them. The same form is fitted and drawn beside the
-paper's. Runs are kept as JSON in ``--output``: a killed benchmark goes on where it stopped. Left out: learning-rate
+paper's. Runs are kept in ``--output``: a killed benchmark goes on where it stopped. Left out: learning-rate
 search per size, several sizes of data.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from scipy.optimize import curve_fit
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.equal_loss import prepare
-from benchmarks.harness import finish, spread, table
+from benchmarks.harness import finish, kept, spread, table
 from features.world.simulator import Simulator, SimulatorConfig
 from models.architectures import model_of
 from models.objectives.ntp import ntp_loss
@@ -72,7 +71,6 @@ def model_for(width: int, catalogue: Catalogue, embed: int) -> V2Config:
 def run(width: int, seed: int, made: Made, output: Path, steps: int) -> dict[str, Any]:
     """One training; returns its record, from the disk when it is there."""
     data, tokenizer, catalogue = made
-    folder = output / f"d{width}-seed{seed}"
     model = model_for(width, catalogue, tokenizer.codebooks.shape[2])
     with torch.device("meta"):
         parameters = active_parameters(model_of(model))
@@ -84,29 +82,26 @@ def run(width: int, seed: int, made: Made, output: Path, steps: int) -> dict[str
         seed=seed,
         checkpoint_every=100,
     )
-    record, wanted = folder / "record.json", json.loads(json.dumps({"model": asdict(model), "config": asdict(config)}))
-    if record.exists():
-        stored: dict[str, Any] = json.loads(record.read_text())
-        if stored["of"] == wanted:
-            return stored
-    metrics = pretrain(data, catalogue, model, config, folder, code_vectors=tokenizer.codebooks, name=folder.name)
-    job = Job(stage="judge", data=data, catalogue=catalogue, model=model, config=config, output=folder, init=folder)
-    shop = Workshop(job)
-    found = {
-        "width": width,
-        "layers": SIZES[width],
-        "seed": seed,
-        "parameters": parameters,
-        "loss": held_out_loss(shop),
-        "loss_engaged": metrics["holdout/loss"],
-        "flops": flops_of_a_step(shop) * metrics["step"],
-        "steps": metrics["step"],
-        "exposures": metrics["examples"],
-        "seconds": metrics["seconds"],
-        "of": wanted,
-    }
-    record.write_text(json.dumps(found))
-    return found
+
+    def work(folder: Path) -> dict[str, Any]:
+        metrics = pretrain(data, catalogue, model, config, folder, code_vectors=tokenizer.codebooks, name=folder.name)
+        job = Job(stage="judge", data=data, catalogue=catalogue, model=model, config=config, output=folder, init=folder)
+        shop = Workshop(job)
+        return {
+            "width": width,
+            "layers": SIZES[width],
+            "seed": seed,
+            "parameters": parameters,
+            "loss": held_out_loss(shop),
+            "loss_engaged": metrics["holdout/loss"],
+            "flops": flops_of_a_step(shop) * metrics["step"],
+            "steps": metrics["step"],
+            "exposures": metrics["examples"],
+            "seconds": metrics["seconds"],
+        }
+
+    of = {"made": data.parent.name, "model": asdict(model), "config": asdict(config)}
+    return kept(output, f"d{width}-seed{seed}", of, work)
 
 
 @torch.no_grad()

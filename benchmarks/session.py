@@ -9,10 +9,10 @@ The simulator's visitors get bored by poor videos, not by similar ones, so diver
 """
 
 import itertools
-import json
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ import typer
 from safetensors.torch import load_file
 
 from benchmarks.equal_loss import prepare, write_data
-from benchmarks.harness import finish, table
+from benchmarks.harness import finish, kept, table
 from features.datasets import Dataset
 from features.histories.context import Context
 from features.histories.windows import Limits
@@ -125,14 +125,10 @@ def watched(world: Simulator, visits: list[Visit], lists: list[list[str]], vecto
 
 def play(seed: int, users: int, steps: int, folder: Path) -> dict[str, Any]:
     """All arms in the world of one seed: {arm: float [visits][measures]}."""
-    stored = folder / "played.json"
-    wanted = {"seed": seed, "users": users, "steps": steps}
-    if stored.exists() and (record := json.loads(stored.read_text()))["of"] == wanted:
-        return dict(record)
     config = SimulatorConfig(seed=seed, users=users, drift_day=None)
     world = Simulator(config)
     dataset, visits = world.history(), first_visits(world)
-    made = prepare(dataset, folder / "made", seed)
+    made = prepare(dataset, folder, seed)
     fit = PretrainConfig(epochs=1000, batch_requests=32, max_steps=steps, warmup_steps=50, seed=seed, **WEIGHTS)
     context = contexts_of(visits, dataset, made[2], folder / "asked")
     vectors = made[1].quantizer.reconstruct(made[2].sids)
@@ -146,9 +142,7 @@ def play(seed: int, users: int, steps: int, folder: Path) -> dict[str, Any]:
         arms[arm] = found.tolist()
         training[arm] = {name: bundle.metrics[name] for name in ("holdout/loss", "exposures_per_epoch", "examples")}
         print(seed, arm, dict(zip(MEASURES, found.mean(0).round(3), strict=True)), training[arm], file=sys.stderr)
-    record = {"of": wanted, "arms": arms, "training": training}
-    stored.write_text(json.dumps(record))
-    return record
+    return {"arms": arms, "training": training}
 
 
 def compare(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,7 +171,10 @@ def main(
     if quick:
         seeds, users, steps = 1, 300, 60
     folder = output or Path(tempfile.mkdtemp(prefix="onerec-session-"))
-    records = [play(seed, users, steps, folder / f"seed{seed}") for seed in range(seeds)]
+    records = []
+    for seed in range(seeds):
+        of = {"seed": seed, "users": users, "steps": steps, "arms": ARMS}
+        records.append(kept(folder, f"seed{seed}", of, partial(play, seed, users, steps)))
     found = compare(records)
     table(
         f"one list of {LIST} for each of {found['sessions']} visitors",

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +39,9 @@ from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
 
 PARTS = ("codebooks", "speed", "neighbours", "append", "scaling", "ablation")
-KINDS = ("aligned", "content", "collaborative")
+KINDS = ("aligned", "detailed", "content", "collaborative")
+"""Embeddings: the default, the same with ``DETAIL`` of the titles' own words, and what either half of it knows."""
+DETAIL = 0.4
 CODES, LEVELS = 256, 3
 SIZES = (62_500, 250_000, 1_000_000)
 """Rows of the scaling runs."""
@@ -114,26 +116,33 @@ class Bench:
         if not path.exists():
             print(f"embedding {kind}, seed {seed} ...", file=sys.stderr, flush=True)
             start = time.perf_counter()
-            config, log = self._embedder(kind, seed)
-            if kind == "collaborative":  # the vectors of co-engagement as they are, no network
-                vectors = collaborative(engagements(self.items, log), config.dim, seed).vectors
-            else:
-                vectors = ItemEmbedder.fit(self.items, log, config).encode(self.items)
-            np.save(path, np.asarray(vectors, np.float32))
+            for name, vectors in self._embed(kind, seed).items():
+                np.save(self.output / f"embedding-{name}-{seed}.npy", np.asarray(vectors, np.float32))
             print(f"embedding {kind}, seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return np.asarray(np.load(path))
 
-    def _embedder(self, kind: str, seed: int) -> tuple[AlignmentConfig, pa.Table]:
+    @property
+    def kinds(self) -> list[str]:
+        """Embeddings that differ here: without titles there is no detail."""
+        titled = self.items.column("title").null_count < self.items.num_rows
+        return [kind for kind in KINDS if titled or kind != "detailed"]
+
+    def _embed(self, kind: str, seed: int) -> dict[str, np.ndarray]:
+        """Vectors by kind: the aligned and the detailed ones are of one network."""
         steps = 20 if self.quick else EMBEDDER_STEPS
         config = AlignmentConfig(seed=seed, threads=torch.get_num_threads(), max_steps=steps)
+        if kind == "collaborative":  # the vectors of co-engagement as they are, no network
+            return {kind: collaborative(engagements(self.items, self.training), config.dim, seed).vectors}
         if kind == "content":  # nothing of the log: items of like content are contrasted
-            return config, self.training.slice(0, 0)
-        return config, self.training
+            return {kind: ItemEmbedder.fit(self.items, self.training.slice(0, 0), config).encode(self.items)}
+        fitted = ItemEmbedder.fit(self.items, self.training, replace(config, detail=DETAIL))
+        plain = ItemEmbedder(config, fitted.modalities, fitted.model, fitted.spread)
+        return {"aligned": plain.encode(self.items), "detailed": fitted.encode(self.items)}
 
 
-def codebooks(bench: Bench) -> dict[str, Any]:
-    """Every quantiser on the aligned embedding, 3 x 256."""
-    x = bench.embedding("aligned")
+def codebooks(bench: Bench, kind: str) -> dict[str, Any]:
+    """Every quantiser on one embedding, 3 x 256."""
+    x = bench.embedding(kind)
     codes = min(CODES, len(x) // 4)
     arms = {}
     for name, fit in quantisers.rivals().items():
@@ -229,16 +238,20 @@ Task = tuple[str, str, Callable[[Bench], dict[str, Any]]]
 """Part, name of the result, and what measures it."""
 
 
-def tasks(quick: bool, seeds: int) -> list[Task]:
+def tasks(quick: bool, seeds: int, kinds: list[str]) -> list[Task]:
     """Everything there is to measure, first seeds first."""
-    found: list[Task] = [("codebooks", "codebooks", codebooks), ("speed", "speed", speed), ("append", "append", append)]
+    found: list[Task] = [("speed", "speed", speed), ("append", "append", append)]
+    for kind in KINDS[:2]:
+        if kind in kinds:
+            found.append(("codebooks", f"codebooks-{kind}", partial(codebooks, kind=kind)))
     for rows in (60_000, 120_000) if quick else SIZES:
         found.append(("scaling", f"scaling-{rows}", partial(scaling, rows=rows)))
     for seed in range(seeds):
-        for kind in KINDS:
+        for kind in kinds:
             found.append(("neighbours", f"neighbours-{kind}-{seed}", partial(neighbours, kind=kind, seed=seed)))
+    arms = [name for name, arm in ablation.ARMS.items() if arm.embedding in kinds]
     for seed in range(seeds):
-        for arm in ("base_3x256", "content_only") if quick else ablation.ARMS:
+        for arm in ("base_3x256", "content_only") if quick else arms:
             found.append(("ablation", f"ablation-{arm}-{seed}", partial(ablation.run, name=arm, seed=seed)))
     return found
 
@@ -246,8 +259,10 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 def summary(bench: Bench, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The last line: the figures the targets are about, and every result under its name."""
     record: dict[str, Any] = {"benchmark": "tokenizer", "quick": bench.quick, "items": bench.items.num_rows}
-    if "codebooks" in found:
-        record |= _codebook_figures(found["codebooks"])
+    if "codebooks-aligned" in found:
+        record |= _codebook_figures(found["codebooks-aligned"])
+    if "codebooks-detailed" in found:
+        record["detailed"] = {"detail": DETAIL, **_codebook_figures(found["codebooks-detailed"])}
     if "speed" in found:
         taken = found["speed"]["fit_seconds"]
         record |= {"swing_seconds": found["speed"]["swing_seconds"], "fit_seconds": taken["balanced"]}
@@ -261,6 +276,7 @@ def summary(bench: Bench, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         cpu = [s["fit_cpu_seconds"] for s in sizes]
         record["scaling_exponent_cpu"] = exponent([s["rows"] for s in sizes], cpu)
         record["peak_gigabytes"] = max(s["peak_gigabytes"] for s in sizes)
+        record["scaling_iterations"] = "two passes in batches of 50 000 rows, the second balanced; one auction a level"
     rates = {kind: [r for name, r in found.items() if name.startswith(f"neighbours-{kind}-")] for kind in KINDS}
     lengths = ("prefix1", "prefix1_chance", "prefix2", "prefix2_chance")
     record["neighbour_hit_rate"] = {
@@ -293,13 +309,13 @@ def _codebook_figures(result: dict[str, Any]) -> dict[str, Any]:
 def show(record: dict[str, Any]) -> None:
     """Tables of what was measured."""
     found = record["results"]
-    if "codebooks" in found:
-        columns = ("mse", "unique_sid_share", "unique_after_separation", "mse_after_separation", "fit_seconds")
+    columns = ("mse", "unique_sid_share", "unique_after_separation", "mse_after_separation", "fit_seconds")
+    for kind in [kind for kind in KINDS if f"codebooks-{kind}" in found]:
         rows = [
             [name, *(arm[c] for c in columns), min(arm["perplexity"]), max(arm["largest_cluster"])]
-            for name, arm in found["codebooks"]["arms"].items()
+            for name, arm in found[f"codebooks-{kind}"]["arms"].items()
         ]
-        table("Quantisers, aligned embedding", ["", *columns, "least perplexity", "largest cluster"], rows)
+        table(f"Quantisers, {kind} embedding", ["", *columns, "least perplexity", "largest cluster"], rows)
     rates = record["neighbour_hit_rate"]
     rows = [[kind, each["prefix1"]["mean"], each["prefix1"]["std"], each["seeds"]] for kind, each in rates.items()]
     if rows:
@@ -331,7 +347,7 @@ def main(
     bench = Bench.open(data, output, quick)
     found = {
         name: bench.kept(name, partial(measure, bench))
-        for part, name, measure in tasks(quick, 1 if quick else seeds)
+        for part, name, measure in tasks(quick, 1 if quick else seeds, bench.kinds)
         if part in wanted or (output / f"{name}.json").exists()
     }
     if "codebooks" in wanted and not (output / "card.html").exists():

@@ -1,7 +1,8 @@
-"""The one place for the components' image: a ``dsl.component`` that never installs packages when it starts.
+"""The one place for the images: ``dsl.component`` decorators that never install packages when a pod starts.
 
-Bodies import and call our own code, which the image carries; the same functions therefore run in a pod and in
-``kfp.local``'s subprocess. The image's name holds "python" because the local runner asks for it.
+Bodies import and call our own code, which the images carry; the same functions therefore run in a pod and in
+``kfp.local``'s subprocess. ``component`` is for steps that need the training libraries, ``light`` for gates, records
+and whatever only talks to an API.
 """
 
 import functools
@@ -9,11 +10,12 @@ import os
 
 from kfp import dsl
 
-IMAGE = os.environ.get("ONEREC_IMAGE", "ghcr.io/onerec-platform/onerec-python:0.1.0")
+REGISTRY = os.environ.get("ONEREC_IMAGE", "ghcr.io/onerec-platform")
+TAG = os.environ.get("ONEREC_IMAGE_TAG", "0.1.0")
+TRAIN_TAG = os.environ.get("ONEREC_TRAIN_TAG", TAG)
+"""CUDA builds have a tag of their own; what runs no torch has none."""
+TRAIN_IMAGE = f"{REGISTRY}/onerec-train:{TRAIN_TAG}"
+LIGHT_IMAGE = f"{REGISTRY}/onerec-pipelines:{TAG}"
 
-component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
-
-
-def fresh(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """``task`` without KFP's cache, which looks at arguments alone: our stages decide by content what to repeat."""
-    return task.set_caching_options(False)
+component = functools.partial(dsl.component, base_image=TRAIN_IMAGE, install_kfp_package=False)
+light = functools.partial(dsl.component, base_image=LIGHT_IMAGE, install_kfp_package=False)

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.base import component
+from components.base import component, light
 
 
 @component
@@ -19,7 +19,7 @@ def evaluate(
         file.write(page)
 
 
-@component
+@light
 def bless(run_id: str) -> bool:
     """Whether the candidate passes every threshold; the decision and its reasons are stored beside the metrics."""
     from monitoring.quality import bless_run

@@ -1,11 +1,11 @@
-"""Components: compare the newest exposures with the training window, and decide whether to retrain."""
+"""Components: compare the newest exposures with the training window, decide whether to retrain, record the outcome."""
 
 from kfp import dsl
 
-from components.base import component
+from components.base import light
 
 
-@component
+@light
 def detect_drift(
     run_id: str, data: str, reference_start: str, current_start: str, report: dsl.Output[dsl.HTML]
 ) -> None:
@@ -17,9 +17,17 @@ def detect_drift(
         file.write(page)
 
 
-@component
+@light
 def should_retrain(run_id: str, policy: str) -> bool:
     """The verdict turned into a decision: policy "nightly" retrains on enough new rows, "on_drift" on drift only."""
     from monitoring.drift import decide_run
 
     return decide_run(run_id, policy)
+
+
+@light
+def record_outcome(run_id: str, job_id: str, pipeline: str, status: dsl.PipelineTaskFinalStatus) -> None:
+    """The exit handler: how the run ended, whatever happened in it."""
+    from monitoring.outcome import record_run
+
+    record_run(run_id or job_id, pipeline=pipeline, state=status.state, error=status.error_message or "")

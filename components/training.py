@@ -1,4 +1,7 @@
-"""Components: pre-training by next-token prediction, then alignment (RSFT and GBPO), each one Ray Train job."""
+"""Components: pre-training by next-token prediction, then alignment (RSFT and GBPO).
+
+Each runs in its own pod, or, when the pod is given a template of a RayJob, launches one and watches it.
+"""
 
 from components.base import component
 
@@ -6,14 +9,16 @@ from components.base import component
 @component
 def pretrain(run_id: str, tokens: str, preset: str, overrides: str, base: str) -> str:
     """Trains from scratch when ``base`` is empty, else goes on from that bundle's weights; returns the digest."""
-    from models.stages import pretrain_run
+    from models.cluster.stages import run_stage
 
-    return pretrain_run(run_id, tokens=tokens, preset=preset, overrides=overrides, base=base)
+    arguments = {"run_id": run_id, "tokens": tokens, "preset": preset, "overrides": overrides, "base": base}
+    return run_stage("pretrain", arguments)
 
 
 @component
 def align(run_id: str, pretrained: str, preset: str, overrides: str) -> str:
     """RSFT on the better half of the sessions together with GBPO on logged exposures; returns the digest."""
-    from models.stages import align_run
+    from models.cluster.stages import run_stage
 
-    return align_run(run_id, pretrained=pretrained, preset=preset, overrides=overrides)
+    arguments = {"run_id": run_id, "pretrained": pretrained, "preset": preset, "overrides": overrides}
+    return run_stage("align", arguments)

@@ -1,6 +1,9 @@
 """Opens the Feast repository of ``features/store`` with addresses from the settings instead of the environment.
 
 The same YAML serves ``feast apply`` and this module; only here may several homes live in one process.
+
+The registry is a file without a lock that says what the code says. Where no folder is shared, each process therefore
+gets its own, from the definitions it was built with: ``python -m features.repository`` writes it.
 """
 
 import logging
@@ -56,3 +59,21 @@ def redis_client(store: FeatureStore) -> Any:
     client = store._get_provider().online_store._get_client(store.config.online_store)  # type: ignore[attr-defined]
     client.set_retry(Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)))
     return client
+
+
+def write_registry(home: Path | None = None, config: Settings | None = None) -> Path:
+    """Registers the definitions in ``home`` (default ``feast_home``) for readers and pushers; returns the registry.
+
+    Needs neither DuckDB nor a server nor snapshots, unlike ``features.offline.apply``, which trains from the same.
+    """
+    # Here, because the definitions are made for the configured home when they are imported.
+    from features.store.definitions import feature_views, user
+
+    folder = (home or feast_home(config)).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    open_store(folder, config).apply([user, *feature_views(folder)])
+    return folder / "registry.db"
+
+
+if __name__ == "__main__":
+    print(write_registry())

@@ -27,8 +27,19 @@ class Settings(BaseSettings):
     collector_url: str = "http://127.0.0.1:8090"
     client_token: SecretStr = SecretStr("")
     server_token: SecretStr = SecretStr("")
+    admin_token: SecretStr = SecretStr("")
+    """Who may tell a model server to load, or to take a trainer's weights; empty: nobody."""
     server_url: str = "http://127.0.0.1:8080"
     ray_address: str = ""
+    ray_workers: int = 1
+    """How many workers train together on Ray, each on a GPU where the cluster has them."""
+    rayjob_template: str = ""
+    """A file with a RayJob: training steps launch it and watch, instead of training in their own pod."""
+    pod_name: str = ""
+    pod_uid: str = ""
+    pod_namespace: str = ""
+    kfp_endpoint: str = ""
+    """The API of Kubeflow Pipelines, such as http://ml-pipeline.kubeflow.svc:8888; empty: there is none."""
     late_hours: float = 24
     """How much later than its impression feedback may happen and still be joined."""
     retention_days: float = 90

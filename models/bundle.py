@@ -4,12 +4,14 @@
 last: without it the bundle does not exist for any reader. The version names the data's time and the content's
 digest; ``metrics.json`` is verified like the others but is not part of the digest, so equal content keeps its
 name. ``models/onerec/aliases/<alias>.json`` is the one mutable object, written by one writer. safetensors,
-Parquet and JSON only: nothing in a bundle is ever executed. What changes between bundles is in ``models.deltas``.
+Parquet and JSON only: nothing in a bundle is ever executed. ``reward.safetensors`` is optional. What changes between
+bundles is in ``models.deltas``.
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -29,6 +31,7 @@ from features.storage import ObjectMissing, Storage
 from models.architectures import build, to_json
 from models.decoding.trie import Trie
 from models.generator import Generator
+from models.rewards.reward import REWARD, RewardModel, load_reward, save_reward
 from models.tokenizer.tokenizer import Tokenizer
 from models.tokenizer.vocabulary import Catalogue
 
@@ -145,6 +148,7 @@ def fetch(storage: Storage, version: str, cache: Path) -> Path:
     if target.exists():
         try:
             verify(target, version)
+            os.utime(target)  # servers forget the versions used longest ago
             return target
         except BundleCorrupt as error:
             log.warning("discarding the cached copy: %s", error)
@@ -226,6 +230,8 @@ class Bundle:
     trie: Trie
     limits: Limits
     metrics: dict[str, Any]
+    reward: RewardModel | None = None
+    """Judges items for this catalogue; absent from bundles of before there was one."""
     blocked: frozenset[str] = frozenset()
     """Items that are taken down: the model may name them, nobody may see them (models.deltas)."""
 
@@ -260,6 +266,7 @@ class Bundle:
                 f"the SID table has {catalogue.levels} levels of {catalogue.codes} codes, "
                 f"the model {model.config.levels} of {model.config.codes}"
             )
+        reward = folder / REWARD
         return cls(
             version=version,
             model=model.to(device).eval().requires_grad_(False),
@@ -268,6 +275,7 @@ class Bundle:
             trie=Trie.from_sids(catalogue.sids).to(device),
             limits=Limits(**config["limits"]),
             metrics=json.loads((folder / METRICS).read_text()),
+            reward=load_reward(reward, catalogue, device) if reward.exists() else None,
         )
 
 
@@ -279,6 +287,7 @@ def save(
     catalogue: Catalogue,
     limits: Limits,
     metrics: Mapping[str, Any],
+    reward: RewardModel | None = None,
 ) -> Path:
     """Writes the parts as a bundle folder that ``publish`` and ``Bundle.load`` accept; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,4 +302,6 @@ def save(
     pq.write_table(sids, folder / "sids.parquet", compression="zstd")
     pq.write_table(items, folder / "items.parquet", compression="zstd")
     (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, sort_keys=True, default=str))
+    if reward is not None:
+        save_reward(folder / REWARD, reward)
     return folder

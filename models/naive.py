@@ -18,7 +18,8 @@ from torch import nn
 from models.behaviours import BehaviourEmbedding, Packing, Widths, dense, require_positive
 from models.generator import ContextKV, Generator, GeneratorConfig
 from models.nn.blocks import CausalBlock, SwiGLU
-from models.pathways import ContextTensors
+from models.nn.context_attention import JointAttention
+from models.pathways import NOW, ContextTensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,8 @@ class NaiveDecoder(Generator):
         blocks = nn.ModuleList(
             CausalBlock(
                 c.d_model,
-                c.heads,
-                c.kv_groups,
+                JointAttention(c.d_model, c.heads, c.kv_groups, recency_bias=c.recency_bias, now=NOW),
                 c.mixture() if c.experts else SwiGLU(c.d_model, c.ffn or 4 * c.d_model),
-                recency_bias=c.recency_bias,
                 dropout=c.dropout,
             )
             for _ in range(c.layers)

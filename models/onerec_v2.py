@@ -4,9 +4,9 @@ A context processor turns the behaviours and the user-static token into ``l_kv``
 request; N decoder layers read them by cross-attention without K/V projections, layer ``l`` reading set
 ``floor(l * l_kv / N)``. The decoder sees only ``[BOS, s1, s2]``: all compute goes into target tokens.
 
-Departures, ours: the recency bias (models.nn.attention), ``context_layers``, ``start_from_newest``, the memory of prefixes
-(models.nn.memory), ``processor="mixed"`` (Linear, SwiGLU residual, Linear before the KV split; what stands there is
-unpublished, ``"direct"`` is what the paper's FLOPs imply), ``head="tied"``. Left out: request-time features.
+Departures, ours: the recency bias (models.nn.attention), ``context_layers``, ``start_from_newest``, the memory of
+prefixes (models.nn.memory), ``processor="mixed"`` (Linear, SwiGLU residual, Linear before the KV split; what stands
+there is unpublished, ``"direct"`` is what the paper's FLOPs imply), ``head="tied"``. Left out: request-time features.
 
 Shapes: B requests, S context tokens (static token included), G KV groups, D head width, d model width.
 """

@@ -2,7 +2,7 @@
 
 OneRec V1 2.2.1 (pathways and their seven fields) and V2 2.2 (all of them concatenated as context items). Items enter as
 semantic IDs, so a new item needs no row in any table. Continuous fields are log-scaled and roughly centred by the
-constants below (ours). Left out: the QFormer compression of V1's lifelong pathway.
+constants below (ours). Left out: compressing the lifelong pathway, which V1's model does itself (models.nn.qformer).
 
 Shapes: B requests, S = short + positive + lifelong behaviours, L SID levels, N numeric features, F static fields.
 """
@@ -21,6 +21,9 @@ PATHWAYS = ("short", "positive", "lifelong")
 NUMERIC = ("age", "duration", "play_ratio", "play", "rank", "finished")
 """Numeric features in column order; ``age`` (column 0) also drives the recency bias."""
 MAX_PLAY_RATIO = 3.0
+AGE_CENTRE, AGE_SCALE = 9.0, 4.0
+NOW = -AGE_CENTRE / AGE_SCALE
+"""The normalised age of what happens at this moment."""
 
 
 class ItemFeatures(Protocol):
@@ -99,7 +102,7 @@ def to_tensors(context: Context, catalogue: ItemFeatures, device: torch.device |
 
 def _numeric(part: Pathway) -> np.ndarray:
     """[B, l, N] float32."""
-    age = (np.log1p(np.maximum(part.age_s, 0)) - 9.0) / 4.0
+    age = (np.log1p(np.maximum(part.age_s, 0)) - AGE_CENTRE) / AGE_SCALE
     duration = np.maximum(part.duration_ms, 0) / 1000
     play = np.maximum(part.play_ms, 0) / 1000
     ratio = np.minimum(play / np.maximum(duration, 1e-3), MAX_PLAY_RATIO)

@@ -11,6 +11,7 @@ from models.tokenizer.vocabulary import Catalogue
 from models.training.align import AlignConfig
 from models.training.config import LAW
 from models.training.pretrain import PretrainConfig
+from models.training.reward import RewardConfig
 
 WEIGHTS: dict[str, Any] = {"exposure_weight": "watched", "propensity_power": 0.5}
 """Chosen on the simulator's history among all, engaged and watched and powers 0, 0.5 and 1 (docs/log.md)."""
@@ -26,6 +27,7 @@ class Recipe:
     incremental: PretrainConfig
     """Going on from a bundle's weights on a newer window."""
     align: AlignConfig
+    reward: RewardConfig
     dropout: float = 0.1
 
     def model_for(self, catalogue: Catalogue) -> GeneratorConfig:
@@ -41,6 +43,7 @@ def machine(name: str, size: GeneratorConfig) -> Recipe:
         pretrain=PretrainConfig(epochs=5, batch_requests=64, max_steps=3000, **WEIGHTS),
         incremental=PretrainConfig(epochs=3, batch_requests=64, learning_rate=1e-3, max_steps=400, **WEIGHTS),
         align=AlignConfig(epochs=1, max_steps=300, **WEIGHTS),
+        reward=RewardConfig(epochs=1, batch_requests=64, max_steps=200),
     )
 
 
@@ -54,6 +57,7 @@ def published(name: str, size: GeneratorConfig) -> Recipe:
         pretrain=once,
         incremental=once,
         align=AlignConfig(**shared),
+        reward=RewardConfig(epochs=1, max_steps=0, d_model=256, heads=8, embed=64, **shared),
         dropout=0.0,
     )
 
@@ -80,7 +84,7 @@ def _override(chosen: Recipe, path: str, value: Any) -> Recipe:
     part, _, name = path.rpartition(".")
     parts: dict[str, Any] = {
         "": chosen,
-        **{p: getattr(chosen, p) for p in ("tokenizer", "pretrain", "incremental", "align")},
+        **{p: getattr(chosen, p) for p in ("tokenizer", "pretrain", "incremental", "align", "reward")},
     }
     known = {p: {field.name for field in fields(config)} for p, config in parts.items()}
     if name not in known.get(part, ()) or (not part and name in (*parts, "preset")):

@@ -6,10 +6,11 @@ outcome under ``runs/<run_id>/<stage>/`` (``features.runs``): idempotent by cont
 """
 
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ from models.baselines import ItemKNN, Popularity
 from models.bundle import Bundle
 from models.deltas import catch_up
 from models.evaluation import CUTOFFS, card, evaluate
-from models.presets import recipe
+from models.onerec_session import SessionConfig
+from models.presets import Recipe, recipe
+from models.rewards.reward import REWARD
 from models.serving.recommender import Recommender
 from models.tokenizer.interactions import popularity
+from models.tokenizer.refit import appended_drift
 from models.tokenizer.tokenizer import Tokenizer
 from models.training.align import align
 from models.training.data import RunData
 from models.training.pretrain import pretrain
+from models.training.reward import require, train_reward
 from models.training.tokenizer import CARD, fit_tokenizer, read_tokens, write_card, write_tokens
 
 PER_LEVEL = (
@@ -46,6 +51,9 @@ PER_LEVEL = (
     "gini",
     "largest_cluster",
     "mse_share_of_variance",
+    "js",
+    "js_noise",
+    "psi",
 )
 """What a tokenizer's quality report gives as one number a level."""
 
@@ -83,7 +91,8 @@ def _append(base: str, data: Path, folder: Path) -> dict[str, Any]:
     catalogue = old.tokenizer.append(old.catalogue, items)
     catalogue = catalogue.with_popularity(popularity(exposures, catalogue.item_ids))
     write_tokens(folder, old.tokenizer, catalogue)
-    quality = write_card(folder, old.tokenizer.quality(catalogue, items, exposures))
+    drift = appended_drift(old.catalogue, catalogue)
+    quality = write_card(folder, old.tokenizer.quality(catalogue, items, exposures) | drift)
     (folder / "metrics.json").write_text(json.dumps(quality, indent=1))
     return quality
 
@@ -118,6 +127,7 @@ def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base:
             init=_bundle_folder(base) if base else None,
             code_vectors=None if base else Tokenizer.load(source / "tokenizer" / "tokenizer.safetensors").codebooks,
             ray_address=settings().ray_address,
+            workers=settings().ray_workers,
             name=f"{run_id}-pretrain",
             store=f"checkpoints/{run_id}/pretrain",
         )
@@ -127,8 +137,14 @@ def pretrain_run(run_id: str, *, tokens: str, preset: str, overrides: str, base:
 
 
 def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> str:
-    """Stage ``align``: RSFT and GBPO from the pre-trained weights."""
+    """Stages ``reward``, whose AUC must pass RL's gate, and ``align``: RSFT and GBPO from the pre-trained weights.
+
+    Raises RewardTooWeak.
+    """
     chosen = recipe(preset, overrides)
+    reward = _reward(run_id, chosen)
+    if chosen.align.gbpo_weight:
+        require(Run(connect(), run_id).summary("reward"), chosen.reward)
 
     def work(source: Path, folder: Path) -> dict[str, Any]:
         return align(
@@ -138,12 +154,28 @@ def align_run(run_id: str, *, pretrained: str, preset: str, overrides: str) -> s
             folder,
             init=source / "pretrain",
             ray_address=settings().ray_address,
+            workers=settings().ray_workers,
             name=f"{run_id}-align",
             store=f"checkpoints/{run_id}/align",
         )
 
-    inputs = {"pretrained": pretrained, "config": asdict(chosen.align)}
+    inputs = {"pretrained": pretrained, "config": asdict(chosen.align), "reward": reward}
     return _stage(run_id, "align", inputs, ["data", "tokenizer", "pretrain"], work, resumes=True)
+
+
+def _reward(run_id: str, chosen: Recipe) -> str:
+    """Stage ``reward``: reward.safetensors; returns its digest."""
+    record = Run(connect(), run_id).done("tokenizer")
+    assert record is not None, "alignment comes after the tokenizer"
+
+    def work(source: Path, folder: Path) -> dict[str, Any]:
+        catalogue = read_tokens(source / "tokenizer")
+        config = replace(chosen.reward, sessions=isinstance(chosen.model_for(catalogue), SessionConfig))
+        address, name = settings().ray_address, f"{run_id}-reward"
+        return train_reward(source / "data", catalogue, config, folder, ray_address=address, name=name)
+
+    inputs = {"tokens": record["digest"], "preset": chosen.preset, "config": asdict(chosen.reward)}
+    return _stage(run_id, "reward", inputs, ["data", "tokenizer"], work, resumes=True)
 
 
 def evaluate_run(run_id: str, *, aligned: str, base: str) -> tuple[dict[str, float], str]:
@@ -153,12 +185,12 @@ def evaluate_run(run_id: str, *, aligned: str, base: str) -> tuple[dict[str, flo
         candidate = assemble(source, folder / "bundle")
         production = _bundle(base) if base else None
         result = judge(RunData.load(source / "data"), candidate, production)
-        result["training"] = {stage: _metrics(source / stage) for stage in ("tokenizer", "pretrain", "align")}
+        result["training"] = {stage: _metrics(source / stage) for stage in ("tokenizer", "pretrain", "reward", "align")}
         (folder / "bundle" / "metrics.json").write_text(json.dumps(result, indent=1, default=str))
         (folder / "card.html").write_text(card(result), encoding="utf-8")
         return result
 
-    stages = ["data", "tokenizer", "pretrain", "align"]
+    stages = ["data", "tokenizer", "pretrain", "reward", "align"]
     _stage(run_id, "evaluate", {"aligned": aligned, "base": base}, stages, work)
     run = Run(connect(), run_id)
     summary = run.summary("evaluate")
@@ -174,6 +206,7 @@ def assemble(source: Path, folder: Path) -> Bundle:
     (folder / "model.safetensors").write_bytes((source / "align" / "model.safetensors").read_bytes())
     for name in ("tokenizer.safetensors", "sids.parquet", "items.parquet"):
         (folder / name).write_bytes((source / "tokenizer" / name).read_bytes())
+    (folder / REWARD).write_bytes((source / "reward" / REWARD).read_bytes())
     (folder / "metrics.json").write_text("{}")
     return Bundle.load(folder)
 
@@ -279,3 +312,15 @@ def _metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return metrics
+
+
+def run(stage: str, arguments: dict[str, str]) -> str:
+    """A training stage by its name, as a pod or a RayJob runs it; returns its digest."""
+    stages: dict[str, Callable[..., str]] = {"pretrain": pretrain_run, "align": align_run}
+    if stage not in stages:
+        raise ValueError(f"stage {stage!r} is unknown; give one of {', '.join(stages)}")
+    return stages[stage](**arguments)
+
+
+if __name__ == "__main__":  # what a RayJob runs on its head: python -m models.stages STAGE '{"run_id": ...}'
+    print(run(sys.argv[1], json.loads(sys.argv[2])))

@@ -6,6 +6,7 @@ hold enough exposures from one source of traffic (our own model first) those are
 traffic mix is not taken for a change of the world.
 """
 
+import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -22,6 +23,8 @@ from features.runs import Run
 from features.schema import SOURCES
 from features.settings import settings
 from features.storage import connect
+
+log = logging.getLogger(__name__)
 
 MINIMUM_ROWS = 500
 COMMON_TAGS = 20
@@ -106,9 +109,9 @@ def measure(
     items: pa.Table,
     *,
     minimum_rows: int = MINIMUM_ROWS,
-    workspace: Path | None = None,
+    workspace: Path | str | None = None,
 ) -> DriftReport:
-    """Compares two windows of exposures; stores a snapshot in the Evidently workspace when one is given."""
+    """Compares two windows of exposures; stores a snapshot in the Evidently workspace, a folder or a server's URL."""
     rows = {"rows_reference": reference.num_rows, "rows_current": current.num_rows}
     reference, current = comparable(reference, current, minimum_rows)
     if not current.num_rows:
@@ -158,10 +161,20 @@ def _evidently(reference: pd.DataFrame, current: pd.DataFrame, tested: list[Colu
     return Report(metrics, include_tests=True).run(datasets[0], datasets[1])
 
 
-def _keep(snapshot: Any, workspace: Path) -> None:
-    from evidently.ui.workspace import Workspace
+def _keep(snapshot: Any, workspace: Path | str) -> None:
+    """History for people; the verdict is stored elsewhere, so a server that is away costs a warning."""
+    try:
+        _store(snapshot, workspace)
+    except (OSError, ValueError) as error:
+        if isinstance(workspace, Path):
+            raise
+        log.warning("drift is measured, but its history at %s misses this run: %s", workspace, error)
 
-    store = Workspace.create(str(workspace))
+
+def _store(snapshot: Any, workspace: Path | str) -> None:
+    from evidently.ui.workspace import RemoteWorkspace, Workspace
+
+    store = Workspace.create(str(workspace)) if isinstance(workspace, Path) else RemoteWorkspace(workspace)
     projects = [project for project in store.list_projects() if project.name == "exposures"]
     project = projects[0] if projects else store.create_project("exposures", "Drift of exposures and predictions")
     store.add_run(project.id, snapshot)
@@ -169,6 +182,12 @@ def _keep(snapshot: Any, workspace: Path) -> None:
 
 def _plain_page(reason: str) -> str:
     return f"<!doctype html><meta charset=utf-8><title>Drift</title><h1>{INSUFFICIENT}</h1><p>{reason}</p>"
+
+
+def _workspace() -> Path | str:
+    """On one machine the interface reads this home's folder; a pod has none, and sends what it found to the server."""
+    folder = settings().home / "evidently"
+    return folder if folder.exists() or not settings().evidently_url else settings().evidently_url
 
 
 def drift_run(run_id: str, *, data: str, reference_start: str, current_start: str) -> str:
@@ -188,7 +207,7 @@ def drift_run(run_id: str, *, data: str, reference_start: str, current_start: st
         time = exposures["event_time"]
         reference = exposures.filter(pc.and_(pc.greater_equal(time, first), pc.less(time, split)))
         current = exposures.filter(pc.greater_equal(time, split))
-        report = measure(reference, current, items, workspace=settings().home / "evidently")
+        report = measure(reference, current, items, workspace=_workspace())
         (folder / "report.html").write_text(report.html, encoding="utf-8")
         pages.append(report.html)
         return {name: value for name, value in asdict(report).items() if name != "html"}

@@ -1,6 +1,6 @@
 """The frame of an HTML page that opens without a network: style, head and plots; plotly's script is put in once.
 
-Used by the loop's report and the tokenizer's quality card.
+Used by the loop's report, the tokenizer's quality card, benchmarks and the explanation of a user's recommendations.
 """
 
 import html
@@ -22,11 +22,12 @@ td:first-child,th:first-child,td.text{text-align:left}.cards{display:flex;gap:1r
 """
 
 
-def page(title: str, body: str) -> str:
-    """The whole page; ``title`` is text, ``body`` is HTML."""
+def page(title: str, body: str, *, script: bool = True) -> str:
+    """The whole page; ``title`` is text, ``body`` is HTML; without plots it needs no ``script``."""
+    plotly = f"<script>{get_plotlyjs()}</script>" if script else ""
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{body}</body></html>"
+        f"<style>{STYLE}</style>{plotly}</head><body>{body}</body></html>"
     )
 
 

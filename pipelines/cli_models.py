@@ -45,9 +45,9 @@ def recommend(
     with Client(current.server_url, current.collector_url, "") as client:
         version = _ready(client.status(), model)
         try:
-            now, missing = max(_newest_ms(), _data_ms(version)), ""
+            now, missing = max(newest_ms(), data_ms(version)), ""
         except StorageUnavailable as error:
-            now, missing = _data_ms(version), str(error)
+            now, missing = data_ms(version), str(error)
         request = f"cli-{uuid.uuid4().hex}"
         began = time.perf_counter()
         (served,) = client.recommend(model, [user], [now], [request], num_items=num_items, beam_width=beam_width)
@@ -112,12 +112,12 @@ def _items(home: Path, version: str) -> dict[str, dict[str, Any]]:
     return {row["item_id"]: row for row in table.to_pylist()}
 
 
-def _data_ms(version: str) -> int:
+def data_ms(version: str) -> int:
     """Where the data of a version ends, which its name begins with: 20260101T000000-ab12cd34."""
     return int(datetime.strptime(version[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp() * 1000)
 
 
-def _newest_ms() -> int:
+def newest_ms() -> int:
     """The hour after the newest stored exposure, 0 without any: logs live in their own time, not in the wall's."""
     from features.intake.exposures import ROOT
     from features.storage import connect
@@ -173,7 +173,7 @@ def promote(
     from pipelines import stack
 
     stack.activate(home, ["s3"])
-    _promote(version)
+    promote_version(version)
     out.print(f"production is now {version}")
 
 
@@ -192,11 +192,11 @@ def rollback(home: Home = HOME) -> None:
     parents = read_manifest(storage, version)["parents"]
     if not parents:
         fail(f"{version} has no parent to go back to", "choose one with `onerec bundles list`, then `onerec promote`")
-    _promote(parents[-1])
+    promote_version(parents[-1])
     out.print(f"production is now {parents[-1]} (was {version})")
 
 
-def _promote(version: str) -> None:
+def promote_version(version: str) -> None:
     """Moves the alias, unless the bundle is incomplete or corrupt: then everything stays as it is."""
     from features.storage import ObjectMissing, connect
     from models.bundle import BundleCorrupt, fetch, set_alias

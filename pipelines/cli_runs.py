@@ -1,4 +1,4 @@
-"""`onerec train`, `retrain`, `runs`, `compile`: pipelines run, and what became of them."""
+"""`onerec train`, `retrain`, `runs`: pipelines run on this machine, and what became of every run."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,23 +65,6 @@ def retrain(
         "overrides": overrides,
     }
     _run("retraining", {"run_id": run_id or _new_id("retrain"), **arguments}, home, json_)
-
-
-@app.command("compile")
-def compile_(
-    output: Annotated[Path, typer.Option(help="Folder for the YAML files.")] = Path("pipelines/compiled"),
-) -> None:
-    """Compiles the pipelines to YAML for Kubeflow Pipelines (`kfp run create -e EXPERIMENT -f FILE name=value ...`)."""
-    from kfp import compiler
-
-    from pipelines.retraining import retraining
-    from pipelines.training import training
-
-    output.mkdir(parents=True, exist_ok=True)
-    for name, pipeline in (("training", training), ("retraining", retraining)):
-        path = output / f"{name}.yaml"
-        compiler.Compiler().compile(pipeline, str(path))
-        out.print(f"wrote {path}")
 
 
 @app.command()

@@ -37,6 +37,9 @@ Only = Annotated[
 def up(
     home: Home = HOME,
     only: Only = "",
+    split: Annotated[
+        bool, typer.Option("--split", help="Run the model server as two processes: transformer and predictor.")
+    ] = False,
     port: Annotated[
         list[str] | None,
         typer.Option("--port", metavar="SERVICE=PORT", help="Fix a service's port instead of a free one; repeatable."),
@@ -53,7 +56,9 @@ def up(
             else:
                 err.print(f"  [bold]{service:<10}[/] {what}" if service else f"  {what}")
 
-        started = stack.up(home, _names(only), ports=ports, progress=progress)
+        names = _names(only)
+        names = [*(names or stack.usual()), "predictor"] if split else names
+        started = stack.up(home, names, ports=ports, progress=progress)
     if as_json:
         emit({"home": home.resolve(), "started": started, "services": [asdict(row) for row in stack.status(home)]})
         return

@@ -1,44 +1,64 @@
 """Pipeline: the newest window of exposures into a better model, when drift or the schedule asks for it.
 
 The tokenizer's codebooks stay frozen (new items are appended), the weights go on from the bundle ``base``. Nothing
-unblessed is published.
+unblessed is published. Every argument may be left out: KFP expands no macros in the parameters of recurring runs, so
+the first step chooses the window itself.
 """
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
-from components.base import fresh
-from components.data import prepare_data
+from components.data import prepare_window
 from components.deployment import publish
 from components.evaluation import bless, evaluate
-from components.monitoring import detect_drift, should_retrain
+from components.monitoring import detect_drift, record_outcome, should_retrain
 from components.tokenizer import tokenize
 from components.training import align, pretrain
+from pipelines.profiles import LOCAL, Profile
+from pipelines.training import JOB
 
 
-@dsl.pipeline(name="onerec-retraining", description="Newest exposures to a better served model, gated.")
-def retraining(
-    run_id: str,
-    start: str,
-    reference_start: str,
-    current_start: str,
-    end: str,
-    base: str,
-    policy: str = "nightly",
-    preset: str = "tiny",
-    overrides: str = "{}",
-) -> None:
-    """Window [start, end) gives the contexts; [current_start, end) is new; ``base`` is the version to go on from."""
-    data = fresh(prepare_data(run_id=run_id, start=start, end=end, targets_from=reference_start))
-    drift = fresh(
-        detect_drift(run_id=run_id, data=data.output, reference_start=reference_start, current_start=current_start)
-    )
-    go = fresh(should_retrain(run_id=run_id, policy=policy)).after(drift)
-    with dsl.If(go.output == True, name="retrain"):  # noqa: E712 - kfp builds the condition from the comparison
-        tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=base))
-        sids = tokens.outputs["Output"]
-        trained = fresh(pretrain(run_id=run_id, tokens=sids, preset=preset, overrides=overrides, base=base))
-        aligned = fresh(align(run_id=run_id, pretrained=trained.output, preset=preset, overrides=overrides))
-        evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=base))
-        blessed = fresh(bless(run_id=run_id)).after(evaluated)
-        with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - as above
-            fresh(publish(run_id=run_id, alias="production", base=base))
+def retraining(on: Profile = LOCAL) -> BaseComponent:
+    """The pipeline with its steps placed by profile ``on``."""
+
+    @dsl.pipeline(name="onerec-retraining", description="Newest exposures to a better served model, gated.")
+    def pipeline(
+        run_id: str = "",
+        start: str = "",
+        reference_start: str = "",
+        current_start: str = "",
+        end: str = "",
+        base: str = "production",
+        policy: str = "nightly",
+        preset: str = "tiny",
+        overrides: str = "{}",
+    ) -> None:
+        """Window [start, end) gives the contexts; [current_start, end) is new; it goes on from ``base``."""
+        with dsl.ExitHandler(on.light(record_outcome(run_id=run_id, job_id=JOB, pipeline="retraining")), name="run"):
+            window = on.reading(
+                prepare_window(
+                    run_id=run_id,
+                    job_id=JOB,
+                    start=start,
+                    reference_start=reference_start,
+                    current_start=current_start,
+                    end=end,
+                    base=base,
+                    targets="new",
+                )
+            ).outputs
+            run, data, old = window["run_id"], window["data"], window["base"]
+            reference, current = window["reference_start"], window["current_start"]
+            drift = on.reading(detect_drift(run_id=run, data=data, reference_start=reference, current_start=current))
+            go = on.light(should_retrain(run_id=run, policy=policy)).after(drift)
+            with dsl.If(go.output == True, name="retrain"):  # noqa: E712 - kfp builds the condition from the comparison
+                tokens = on.computing(tokenize(run_id=run, data=data, preset=preset, overrides=overrides, base=old))
+                sids = tokens.outputs["Output"]
+                trained = on.training(pretrain(run_id=run, tokens=sids, preset=preset, overrides=overrides, base=old))
+                tuned = on.training(align(run_id=run, pretrained=trained.output, preset=preset, overrides=overrides))
+                evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=old))
+                blessed = on.light(bless(run_id=run)).after(evaluated)
+                with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - as above
+                    on.reading(publish(run_id=run, alias="production", base=old))
+
+    return pipeline

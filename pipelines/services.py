@@ -52,7 +52,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One process to keep.
+    """One process to keep; an ``optional`` one is started only when it is asked for.
 
     ``command`` is built when the ports are known and its first part is the program; ``prepare`` runs before the process
     starts, ``healthy`` is asked until true, ``started`` runs then; ``litter`` is what it leaves outside its folder.
@@ -69,6 +69,7 @@ class Service:
     litter: Callable[[Site], list[Path]] = field(default=lambda site: [])
     patience: float = 90.0
     hint: str = ""
+    optional: bool = False
 
 
 def exports(site: Site) -> dict[str, str]:
@@ -245,10 +246,10 @@ def _ray_command(site: Site) -> list[str]:
 
 def _ray_healthy(site: Site) -> bool:
     ports = site.ports["ray"]
-    return all(_serving(ports[name]) for name in ("port", "node-manager-port"))
+    return all(_answers_grpc(ports[name]) for name in ("port", "node-manager-port"))
 
 
-def _serving(port: int) -> bool:
+def _answers_grpc(port: int) -> bool:
     """Asks the standard gRPC health service; SERVING is enum value 1 of field 1."""
     with grpc.insecure_channel(f"{HOST}:{port}") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -274,11 +275,27 @@ def _collector_command(site: Site) -> list[str]:
     return [*module, "--wal", str(site.folder("collector"))]
 
 
-def _server_command(site: Site) -> list[str]:
-    ports = site.ports["server"]
-    models = [part for name, alias in MODELS.items() for part in ("--model", f"{name}={alias}")]
+def _serving(site: Site, service: str, role: str, *options: str) -> list[str]:
+    ports = site.ports[service]
     address = ["--host", HOST, "--port", str(ports["port"]), "--grpc_port", str(ports["grpc"])]
-    return [sys.executable, "-m", "models.serving", *address, *models]
+    return [sys.executable, "-m", "models.serving", "--role", role, *address, *options]
+
+
+def _models() -> list[str]:
+    return [part for name, alias in MODELS.items() for part in ("--model", f"{name}={alias}")]
+
+
+def _predictor_command(site: Site) -> list[str]:
+    return _serving(site, "predictor", "predictor", *_models())
+
+
+def _server_command(site: Site) -> list[str]:
+    """One process, or the transformer where the predictor is a service of its own."""
+    if "predictor" not in site.ports:
+        return _serving(site, "server", "all", *_models())
+    names = [part for name in MODELS for part in ("--model", name)]
+    predictor = f"{HOST}:{site.ports['predictor']['grpc']}"
+    return _serving(site, "server", "transformer", "--predictor_host", predictor, *names)
 
 
 def _evidently_command(site: Site) -> list[str]:
@@ -344,6 +361,15 @@ SERVICES: dict[str, Service] = {
             environment=lambda site: {"OMP_NUM_THREADS": "1"},
             healthy=_answers("/readyz", "collector"),
             needs=("s3", "valkey"),
+        ),
+        Service(
+            name="predictor",
+            ports=("port", "grpc"),
+            command=_predictor_command,
+            environment=_few_threads,
+            healthy=_answers("/v2/health/live", "predictor"),
+            needs=("s3",),
+            optional=True,
         ),
         Service(
             name="server",

@@ -71,11 +71,15 @@ def up(
     and StackError says which, why, and the end of its log.
     """
     home = home.resolve()
-    wanted = with_needs(only or services, services)
+    wanted = with_needs(only or usual(services), services)
     (home / "logs").mkdir(parents=True, exist_ok=True)
     with locked(home):
         known = entries(home)
         starting = [name for name in wanted if name not in known or not known[name].recorded.process()]
+        if "predictor" in starting and "server" in wanted and "server" not in starting:
+            raise StackError(
+                "the model server runs as one process already", "stop it first: `onerec down --only server`"
+            )
         for name in starting:  # what a dead leader left behind would hold its ports
             processes.end([(known[name].recorded if name in known else None, marker(home, name))], grace=1)
         site = replace(site_of(home, known), ports=_choose_ports(known, starting, dict(ports or {}), services))
@@ -86,6 +90,11 @@ def up(
             _stop(home, starting, known, services)
             raise
     return starting
+
+
+def usual(services: Mapping[str, Service] = SERVICES) -> list[str]:
+    """The services that are started when none is named."""
+    return [name for name, service in services.items() if not service.optional]
 
 
 def with_needs(only: Collection[str], services: Mapping[str, Service] = SERVICES) -> list[str]:
@@ -323,11 +332,14 @@ def models(home: Path) -> dict[str, ServedModel]:
 def activate(home: Path, needs: Collection[str] = ()) -> None:
     """Points this process, and those it starts, at the running stack (ONEREC_* and RAY_* variables).
 
+    In a pod there is no stack: where the home has none and the environment names an object store, that stays as it is.
     Raises StackError when the stack, or one of ``needs`` (all that were started by default), does not run.
     Call it before importing Ray, which reads its variables on import.
     """
     home = home.resolve()
     known = entries(home)
+    if not known and "ONEREC_S3_ENDPOINT" in os.environ:
+        return
     if not known:
         raise StackError(f"the local services of {home} are not up", "start them with `onerec up`")
     dead = [name for name in (needs or known) if name not in known or not known[name].recorded.process()]

@@ -16,7 +16,10 @@ from pathlib import Path
 from pipelines.processes import Recorded
 from pipelines.services import Site
 
-_CREDENTIALS = ("s3_access_key", "s3_secret_key", "redis_password", "client_token", "server_token", "ray_token")
+_CREDENTIALS = (
+    *("s3_access_key", "s3_secret_key", "redis_password"),
+    *("client_token", "server_token", "admin_token", "ray_token"),
+)
 
 
 class StackError(RuntimeError):

@@ -6,23 +6,36 @@ run repeats nothing. Gates return one bool each (the local runner ignores condit
 """
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
-from components.base import fresh
 from components.data import prepare_data
 from components.deployment import publish
 from components.evaluation import bless, evaluate
+from components.monitoring import record_outcome
 from components.tokenizer import tokenize
 from components.training import align, pretrain
+from pipelines.profiles import LOCAL, Profile
+
+JOB = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
 
-@dsl.pipeline(name="onerec-training", description="Logs to a served OneRec model, from scratch.")
-def training(run_id: str, start: str, end: str, preset: str = "tiny", overrides: str = "{}") -> None:
-    """Trains on exposures of [start, end), evaluates, and publishes to ``production`` what is blessed."""
-    data = fresh(prepare_data(run_id=run_id, start=start, end=end, targets_from=start))
-    tokens = fresh(tokenize(run_id=run_id, data=data.output, preset=preset, overrides=overrides, base=""))
-    base = fresh(pretrain(run_id=run_id, tokens=tokens.outputs["Output"], preset=preset, overrides=overrides, base=""))
-    aligned = fresh(align(run_id=run_id, pretrained=base.output, preset=preset, overrides=overrides))
-    evaluated = fresh(evaluate(run_id=run_id, aligned=aligned.output, base=""))
-    blessed = fresh(bless(run_id=run_id)).after(evaluated)
-    with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - kfp builds the condition from the comparison
-        fresh(publish(run_id=run_id, alias="production", base=""))
+def training(on: Profile = LOCAL) -> BaseComponent:
+    """The pipeline with its steps placed by profile ``on``."""
+
+    @dsl.pipeline(name="onerec-training", description="Logs to a served OneRec model, from scratch.")
+    def pipeline(run_id: str = "", start: str = "", end: str = "", preset: str = "tiny", overrides: str = "{}") -> None:
+        """Trains on exposures of [start, end), evaluates, and publishes to ``production`` what is blessed."""
+        with dsl.ExitHandler(on.light(record_outcome(run_id=run_id, job_id=JOB, pipeline="training")), name="run"):
+            data = on.reading(prepare_data(run_id=run_id, job_id=JOB, start=start, end=end))
+            run = data.outputs["run_id"]
+            sids = on.computing(
+                tokenize(run_id=run, data=data.outputs["data"], preset=preset, overrides=overrides, base="")
+            ).outputs["Output"]
+            base = on.training(pretrain(run_id=run, tokens=sids, preset=preset, overrides=overrides, base=""))
+            tuned = on.training(align(run_id=run, pretrained=base.output, preset=preset, overrides=overrides))
+            evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=""))
+            blessed = on.light(bless(run_id=run)).after(evaluated)
+            with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - kfp builds the condition from the comparison
+                on.reading(publish(run_id=run, alias="production", base=""))
+
+    return pipeline

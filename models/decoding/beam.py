@@ -92,6 +92,13 @@ def beam_search(
     if width < 1:
         raise ValueError(f"width is {width}; it must be at least 1")
     check_fit(model, trie, allowed, len(kv))
+    return search_unchecked(model, kv, trie, width, allowed).checked()
+
+
+def search_unchecked(
+    model: Generator, kv: ContextKV, trie: Trie | None, width: int, allowed: LeafFilter | None
+) -> Beams:
+    """``beam_search`` without its checks: nothing here waits for the device."""
     levels = model.config.levels
     logits, state = model.step(kv, None, None)
     beams = Beams.start(len(kv), 1, logits.device)
@@ -105,7 +112,7 @@ def beam_search(
         beams = beams.extend(children.beam, children.code, log_prob, children.node, children.exists)
         if 0 < level < levels - 1:  # before, all beams share one state; afterwards nobody needs it
             state = state.select(children.beam)
-    return beams.padded(width).checked()
+    return beams.padded(width)
 
 
 def continuations(

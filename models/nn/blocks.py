@@ -106,10 +106,10 @@ class EncoderBlock(nn.Module):
 class CausalBlock(nn.Module):
     """Decoder-only: the same weights run over the context (``encode``) and over the targets' tokens (``forward``)."""
 
-    def __init__(self, d_model: int, heads: int, groups: int, ffn: nn.Module, *, recency_bias: bool, dropout: float):
+    def __init__(self, d_model: int, attention: JointAttention, ffn: nn.Module, *, dropout: float) -> None:
         super().__init__()
         self.self_norm, self.ffn_norm = RMSNorm(d_model), RMSNorm(d_model)
-        self.attention = JointAttention(d_model, heads, groups, recency_bias=recency_bias)
+        self.attention = attention
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 

@@ -44,10 +44,15 @@ class ContextAttention(nn.Module):
 
 
 class JointAttention(ContextAttention):
-    """Decoder-only attention: a target's tokens see the whole context and their own past, in one softmax."""
+    """Decoder-only attention: a target's tokens see the whole context and their own past, in one softmax.
 
-    def __init__(self, d_model: int, heads: int, groups: int, *, recency_bias: bool) -> None:
+    With ``recency_bias`` a target's own tokens are of age ``now``, normalised as the behaviours' ages. They compete
+    with the context: at age 0, which is two hours old, they drown in it and s3 is learned without s1.
+    """
+
+    def __init__(self, d_model: int, heads: int, groups: int, *, recency_bias: bool, now: float) -> None:
         super().__init__(d_model, heads, groups)
+        self.now = now
         self.slope = nn.Parameter(-torch.linspace(0.0, 1.0, heads)) if recency_bias else None
 
     def forward(  # type: ignore[override]
@@ -62,11 +67,12 @@ class JointAttention(ContextAttention):
         k = key.shape[2]
         flat = query.permute(0, 3, 4, 1, 2, 5).reshape(b, g, r * t * p, self.width)
         far = (flat @ keys.transpose(-1, -2)).float().view(b, g, r, t, p, s) * self.width**-0.5
+        near = torch.einsum("btpgrw,btkgw->bgrtpk", query, key).float() * self.width**-0.5
         bias = bias_BS[:, None, None]
         if self.slope is not None:
             bias = bias + (self.slope[:, None] * age_BS[:, None]).view(b, g, r, s)
+            near = near + (self.slope * self.now).view(g, r, 1, 1, 1)
         far = far + bias[:, :, :, None, None]
-        near = torch.einsum("btpgrw,btkgw->bgrtpk", query, key).float() * self.width**-0.5
         near = near.masked_fill(looks_ahead(p, k, near.device), -torch.inf)
         weights = torch.cat([far, near], -1).softmax(-1).to(value.dtype)
         mixed = (weights[..., :s].reshape(b, g, r * t * p, s) @ values).view(b, g, r, t, p, self.width)

@@ -10,6 +10,8 @@ least pi, with A < 0 by at least 1 - pi: one token moves a logit by at most |A| 
 import torch
 from torch import Tensor
 
+from models.objectives.policy import check_shapes, token_log_probs
+
 FLOOR = 1e-6
 """Smallest denominator: keeps the ratio of an almost certain, disliked token finite (its gradient already is)."""
 
@@ -26,11 +28,10 @@ def gbpo_loss(
     ``old_log_probs`` are those logged at exposure, NaN where the exposure is not ours (then pi_old = sg(pi)). Masked
     targets may hold any code and advantage. Raises ValueError when shapes disagree.
     """
-    _check(logits_BTLC, targets_BTL, advantages_BT, old_log_probs_BTL, mask_BT)
+    check_shapes(logits_BTLC, targets_BTL, advantages_BT, old_log_probs_BTL, mask_BT)
     keep = torch.ones_like(advantages_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
     keep = keep & advantages_BT.isfinite()
-    codes = targets_BTL.clamp(min=0).unsqueeze(-1)
-    log_pi = logits_BTLC.float().log_softmax(-1).gather(-1, codes).squeeze(-1)
+    log_pi = token_log_probs(logits_BTLC, targets_BTL)
     current = log_pi.detach()
     known = ~old_log_probs_BTL.isnan()
     old = torch.where(known, old_log_probs_BTL.float(), current).clamp(max=0.0)
@@ -44,17 +45,6 @@ def gbpo_loss(
     count = tokens.sum().clamp(min=1)
     loss = -(advantage * torch.where(tokens, ratio, 0.0)).sum() / count
     return loss, _metrics(ratio.detach(), advantage, tokens, tokens & known & (bound > old), known)
-
-
-def _check(logits: Tensor, targets: Tensor, advantages: Tensor, old: Tensor, mask: Tensor | None) -> None:
-    expected = logits.shape[:3]
-    masks = expected[:2] if mask is None else mask.shape
-    if targets.shape != expected or old.shape != expected or advantages.shape != expected[:2] or masks != expected[:2]:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} need targets and old_log_probs {tuple(expected)}, advantages and mask "
-            f"{tuple(expected[:2])}; given {tuple(targets.shape)}, {tuple(old.shape)}, {tuple(advantages.shape)}, "
-            f"{tuple(masks)}"
-        )
 
 
 def _metrics(ratio: Tensor, advantage: Tensor, tokens: Tensor, bounded: Tensor, known: Tensor) -> dict[str, float]:

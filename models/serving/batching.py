@@ -1,114 +1,152 @@
 """Micro-batching: concurrent calls become one run of the model.
 
-KServe has no batching of its own for protocol v2. A call waits at most ``max_wait_s`` for company; while every
-slot is busy further calls gather, so batches grow with the load by themselves. Only calls with equal keys share
-a batch. Left out: priorities.
+KServe has no batching of its own for protocol v2. While the model runs, further calls gather, so batches grow with the
+load by themselves; a call that finds it idle waits at most ``max_wait_s`` for company. Only calls with equal keys share
+a batch. A call whose caller has gone, or whose deadline has passed, is never run. Left out: several models at once on
+one device.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from models.serving.admission import Budget, Limits
+from models.serving.errors import DeadlinePassed
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 
-class Overloaded(RuntimeError):
-    """More rows wait for the model than it may keep waiting."""
+@dataclass(frozen=True, kw_only=True)
+class Batched(Generic[Result]):
+    """A call's result and how it came about."""
+
+    result: Result
+    waited_s: float
+    rows: int
+    """Rows of the batch it ran in."""
 
 
 @dataclass(eq=False)
 class _Call(Generic[Payload, Result]):
     key: Hashable
+    kind: Hashable
     payload: Payload
     rows: int
-    answer: "asyncio.Future[Result]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    cost: float
+    answer: "asyncio.Future[Batched[Result]]"
+    since: float
+    waiting: bool = True
 
 
 class MicroBatcher(Generic[Payload, Result]):
     """Groups calls and hands them to ``run(key, payloads)``, which returns one result per payload, in order.
 
-    ``max_rows`` bounds a batch (one larger call runs alone), ``slots`` how many batches are under way,
-    ``max_waiting`` how many rows may wait. Use it from one event loop.
+    One batch runs at a time. Use it from one event loop.
     """
 
     def __init__(
-        self,
-        run: Callable[[Hashable, list[Payload]], Awaitable[list[Result]]],
-        *,
-        max_rows: int = 32,
-        max_wait_s: float = 0.003,
-        slots: int = 2,
-        max_waiting: int = 4096,
+        self, run: Callable[[Hashable, list[Payload]], Awaitable[list[Result]]], limits: Limits | None = None
     ) -> None:
         self._run = run
-        self._max_rows = max_rows
-        self._max_wait_s = max_wait_s
-        self._max_waiting = max_waiting
-        self._slots = asyncio.Semaphore(slots)
-        self._waiting: deque[_Call[Payload, Result]] = deque()
+        self._budget = Budget(limits or Limits())
+        self._limits = self._budget.limits
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._calls: deque[_Call[Payload, Result]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching = False
 
     @property
     def waiting(self) -> int:
         """Rows that no batch has taken yet."""
-        return sum(call.rows for call in self._waiting)
+        return self._budget.rows
 
-    async def submit(self, key: Hashable, payload: Payload, rows: int) -> Result:
-        """The result for ``payload``; raises Overloaded, or whatever ``run`` raised for its batch."""
-        if self.waiting + rows > self._max_waiting:
-            raise Overloaded(f"{self.waiting} rows are waiting already; try again, or add replicas")
-        call: _Call[Payload, Result] = _Call(key, payload, rows)
-        self._waiting.append(call)
+    async def submit(
+        self, key: Hashable, payload: Payload, rows: int, *, kind: Hashable = None, deadline: float | None = None
+    ) -> Batched[Result]:
+        """The result for ``payload``; calls of one ``kind`` cost about the same for each row.
+
+        ``deadline`` is a time of ``time.monotonic``. Raises Overloaded, DeadlinePassed, or whatever ``run`` raised.
+        """
+        now = time.monotonic()
+        if deadline is not None and deadline <= now:
+            raise DeadlinePassed("the deadline had passed when the request arrived; it was not run")
+        cost = self._budget.admit(kind, rows)
+        answer = asyncio.get_running_loop().create_future()
+        call: _Call[Payload, Result] = _Call(key, kind, payload, rows, cost, answer, now)
+        self._calls.append(call)
         if not self._dispatching:
             self._dispatching = True
             self._spawn(self._dispatch())
-        return await call.answer
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - now):
+                return await call.answer
+        except TimeoutError:
+            what = "it was not run" if call.waiting else "the model had not finished"
+            raise DeadlinePassed(f"the deadline passed after {time.monotonic() - now:.2f} s; {what}") from None
+        finally:
+            self._leave(call)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _leave(self, call: _Call[Payload, Result]) -> None:
+        if call.waiting:
+            call.waiting = False
+            self._budget.leave(call.rows, call.cost)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _dispatch(self) -> None:
         try:
-            while self._waiting:
-                if self.waiting < self._max_rows:
-                    await asyncio.sleep(self._max_wait_s)
-                await self._slots.acquire()
-                self._spawn(self._answer(self._take()))
+            while self._calls:
+                await self._idle.wait()
+                patience = self._calls[0].since + self._limits.max_wait_s - time.monotonic()
+                if patience > 0 and self.waiting < self._limits.max_rows:
+                    await asyncio.sleep(patience)
+                if batch := self._take():
+                    self._idle.clear()
+                    self._spawn(self._answer(batch))
         finally:
             self._dispatching = False
 
     def _take(self) -> list[_Call[Payload, Result]]:
-        """The oldest call and those with its key, up to ``max_rows`` rows."""
+        """The oldest call and those with its key, up to the rows that may share a batch."""
         batch: list[_Call[Payload, Result]] = []
         left: deque[_Call[Payload, Result]] = deque()
-        rows = 0
-        for call in self._waiting:
-            if call.answer.done():  # the client went away
+        rows = most = 0
+        for call in self._calls:
+            if not call.waiting:  # the caller went away, or ran out of time
                 continue
-            if not batch or (call.key == batch[0].key and rows + call.rows <= self._max_rows):
+            if not batch:
+                most = self._budget.batch_rows(call.kind)
+            if not batch or (call.key == batch[0].key and rows + call.rows <= most):
                 batch.append(call)
                 rows += call.rows
             else:
                 left.append(call)
-        self._waiting = left
+        self._calls = left
+        for call in batch:
+            self._leave(call)
         return batch
 
     async def _answer(self, batch: list[_Call[Payload, Result]]) -> None:
+        began, rows = time.monotonic(), sum(call.rows for call in batch)
         try:
-            results = await self._run(batch[0].key, [call.payload for call in batch]) if batch else []
+            results = await self._run(batch[0].key, [call.payload for call in batch])
         except Exception as error:  # every caller of the batch gets it
+            self._idle.set()
             for call in batch:
                 if not call.answer.done():
                     call.answer.set_exception(error)
-        else:
-            for call, result in zip(batch, results, strict=True):
-                if not call.answer.done():
-                    call.answer.set_result(result)
-        finally:
-            self._slots.release()
+            return
+        # The next batch starts before the answers of this one are written: the model must not wait for that.
+        self._idle.set()
+        self._budget.costs.ran(batch[0].kind, rows, time.monotonic() - began)
+        for call, result in zip(batch, results, strict=True):
+            if not call.answer.done():
+                call.answer.set_result(Batched(result=result, waited_s=began - call.since, rows=rows))

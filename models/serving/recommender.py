@@ -5,7 +5,8 @@ is never entered. A SID may name several items (there is no published rule for c
 p(SID | user) * p(item | SID), the second factor being the item's smoothed share of its SID's popularity, so nothing is
 lost when SIDs are unique. ``log_probs`` are the model's own, per token, at temperature 1 and before any mask; in fp32
 they equal the trainer's recomputation within 1e-4, under bf16 autocast within 0.15. A session model (O1, arXiv
-2502.18965) also writes the list as a whole: there every token is given the items before it. Left out: reward selection.
+2502.18965) also writes the list as a whole: there every token is given the items before it. Reward selection is in
+``models.serving.selection``.
 
 Shapes: B requests, W beams, L SID levels, n recommended items of one request.
 """
@@ -21,15 +22,19 @@ from features.histories.context import Context, cold_context
 from models.bundle import Bundle
 from models.decoding.beam import Beams, beam_search
 from models.decoding.filter import LeafFilter, blocked_leaves
+from models.decoding.graphs import GraphSearch
 from models.decoding.precision import for_serving
 from models.decoding.sample import Draw, sample
 from models.decoding.session import session_search
 from models.generator import ContextKV
 from models.onerec_session import OneRecSession
 from models.pathways import PATHWAYS, to_tensors
+from models.serving.selection import NO_REWARD, check_select, order_by_reward
 
 MAX_CHUNK = 32
-"""Requests per run of the model: bounds memory at the widest beam."""
+"""Requests per run of the model."""
+RUN_BEAMS = 512
+"""Beams of all requests of a run: more of them fall out of a CPU's caches, which costs time, and memory besides."""
 MODES = ("beam", "sample", "session")
 
 
@@ -48,15 +53,30 @@ class Recommendation:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def take(self, rows: np.ndarray) -> "Recommendation":
+        """The items at ``rows``, in that order."""
+        return Recommendation(
+            item_ids=[self.item_ids[row] for row in rows],
+            scores=self.scores[rows],
+            sids=self.sids[rows],
+            log_probs=self.log_probs[rows],
+        )
+
 
 class Recommender:
     """Recommends from one bundle; safe to call from several threads."""
 
-    def __init__(self, bundle: Bundle, *, bf16: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, *, bf16: bool = False, push: int | None = None, cuda_graphs: bool = False
+    ) -> None:
         self.bundle = bundle
+        self.push = push
+        """How often a trainer pushed weights to this roll-out server; None for blessed weights."""
         self._bf16 = bf16
         self._model = for_serving(bundle.model) if bf16 else bundle.model
         self._device = bundle.trie.sids.device
+        graphs = cuda_graphs and self._device.type == "cuda"
+        self._graphs = GraphSearch(self._model, bundle.trie) if graphs else None
         taken_down = bundle.catalogue.rows(sorted(bundle.blocked))
         self._taken_down = taken_down[taken_down >= 0]
         self._leaf = leaf = bundle.trie.leaf_of_item.cpu().numpy()
@@ -76,31 +96,49 @@ class Recommender:
         exclude: Sequence[Collection[str]] | None = None,
         exclude_seen: bool = True,
         seed: int | None = None,
+        num_samples: int = 0,
+        constrained: bool = True,
+        select: str = "model",
     ) -> list[Recommendation]:
         """Up to ``num_items`` items for each of the B requests, fewer when nothing else may be served.
 
         ``mode`` "beam" takes the ``beam_width`` best SIDs, "sample" draws that many at ``temperature`` and keeps the
         order of drawing (so the items shown follow the policy); "session" takes the likeliest of ``beam_width`` whole
-        lists, which are no longer than the model's sessions, in the model's order. ``exclude`` holds item ids per
-        request; ``exclude_seen`` adds those in the context. Raises ValueError for a mode that is unknown or not this
-        model's, or lengths that differ.
+        lists, which are no longer than the model's sessions, in the model's order. ``num_samples`` (mode "sample")
+        asks for that many independent draws instead, repeats kept, each with its likeliest item: the roll-outs of
+        reinforcement learning; not ``constrained`` they may name no item (""). ``select`` "reward" (mode "beam") takes
+        the items of highest P-Score among all that the beam found, if the bundle has a reward model (see ``flags``).
+        ``exclude`` holds item ids per request; ``exclude_seen`` adds those in the context. Raises ValueError for a
+        mode that is unknown or not this model's, or lengths that differ.
         """
         self.check_mode(mode)
+        check_select(select, mode)
+        by_reward = select == "reward" and self.bundle.reward is not None
         exclude = exclude if exclude is not None else [()] * len(context)
         if len(exclude) != len(context):
             raise ValueError(f"exclude has {len(exclude)} rows for {len(context)} requests")
         generator = self._generator(seed)
         found: list[Recommendation] = []
-        for rows in _chunks(len(context)):
+        width = num_samples or beam_width
+        for rows in _chunks(len(context), width):
             part = context.take(rows)
             request, item = self._excluded(part, exclude[rows], exclude_seen)
             with torch.inference_mode(), self._precision():
-                allowed = self._filter(request, item, len(part))
-                beams = self._search(self._encode(part), allowed, mode, beam_width, temperature, generator)
+                allowed = self._filter(request, item, len(part)) if constrained else None
+                beams = self._search(self._encode(part), allowed, mode, width, temperature, generator)
             showable = np.ones((len(part), len(self.bundle.catalogue)), bool)
             showable[request, item] = False
-            found += self._expand(beams, showable, num_items, mode)
+            if num_samples:
+                found += self._drawn(beams, showable)
+            elif by_reward:
+                found += self._best_judged(part, self._expand(beams, showable, max(num_items, width), mode), num_items)
+            else:
+                found += self._expand(beams, showable, num_items, mode)
         return found
+
+    def flags(self, select: str) -> list[str]:
+        """What answers selected so have to say: that the bundle had no reward model to select by."""
+        return [NO_REWARD] if select == "reward" and self.bundle.reward is None else []
 
     def check_mode(self, mode: str) -> None:
         """Raises ValueError for an unknown mode, or sessions from a model that generates single items."""
@@ -116,17 +154,32 @@ class Recommender:
         """Share of unconstrained samples at temperature 1 whose SID names an item: a health metric of the model."""
         legal = 0
         generator = self._generator(seed)
-        for rows in _chunks(len(contexts)):
+        for rows in _chunks(len(contexts), samples):
             with torch.inference_mode(), self._precision():
                 drawn = sample(self._model, self._encode(contexts.take(rows)), None, samples, generator=generator)
                 legal += int((self.bundle.trie.locate(drawn.sids) >= 0).sum())
         return legal / max(len(contexts) * samples, 1)
 
-    def warm_up(self) -> None:
-        """One cold request through everything; raises when the bundle's model cannot answer."""
+    def warm_up(self, lengths: Sequence[int] = (), rows: int = 1) -> None:
+        """One cold request through everything, then ``rows`` requests of each context length.
+
+        So that no caller pays for first times; raises ValueError when the bundle's model cannot answer.
+        """
         (answer,) = self.recommend(cold_context(1, self.bundle.limits), num_items=10, beam_width=32)
         if not len(answer) or not np.isfinite(answer.scores).all():
             raise ValueError(f"bundle {self.bundle.version} does not recommend: a cold request got {answer}")
+        for length in lengths:
+            self.recommend(self._invented(rows, length), num_items=10, beam_width=32, exclude_seen=False)
+
+    def _invented(self, requests: int, length: int) -> Context:
+        """Contexts of ``length`` behaviours, as far as the bundle's windows have room."""
+        context = cold_context(requests, self.bundle.limits)
+        for name in reversed(PATHWAYS):
+            item = getattr(context, name).item
+            taken = min(length, item.shape[1])
+            item[:, item.shape[1] - taken :] = np.arange(taken) % len(self.bundle.catalogue)
+            length -= taken
+        return context
 
     def _encode(self, context: Context) -> ContextKV:
         return self._model.encode(to_tensors(context, self.bundle.catalogue, self._device))
@@ -165,18 +218,50 @@ class Recommender:
     def _search(
         self,
         kv: ContextKV,
-        allowed: LeafFilter,
+        allowed: LeafFilter | None,
         mode: str,
         width: int,
         temperature: float,
         generator: torch.Generator,
     ) -> Beams:
         model, trie = self._model, self.bundle.trie
+        if allowed is None:
+            return sample(model, kv, None, width, draw=Draw(temperature=temperature), generator=generator)
         if isinstance(model, OneRecSession) and mode == "session":
             return session_search(model, kv, trie, width, allowed).best()
         if mode == "beam":
-            return beam_search(model, kv, trie, width, allowed)
+            graphs = self._graphs
+            return graphs(kv, width, allowed) if graphs else beam_search(model, kv, trie, width, allowed)
         return sample(model, kv, trie, width, draw=Draw(temperature=temperature), generator=generator, allowed=allowed)
+
+    def _best_judged(self, context: Context, found: list[Recommendation], num_items: int) -> list[Recommendation]:
+        """The ``num_items`` of each request's candidates that the reward model judges best, in that order."""
+        orders = order_by_reward(self.bundle, context, [answer.item_ids for answer in found])
+        return [answer.take(order[:num_items]) for answer, order in zip(found, orders, strict=True)]
+
+    def _drawn(self, beams: Beams, showable: np.ndarray) -> list[Recommendation]:
+        """Every sample in drawing order with the likeliest ``showable`` item of its SID, "" for a SID without any."""
+        leaf = self.bundle.trie.locate(beams.sids).cpu().numpy()
+        sids, log_probs = beams.sids.to(torch.int32).cpu().numpy(), beams.log_probs.float().cpu().numpy()
+        return [
+            self._samples(leaf[row][kept], sids[row][kept], log_probs[row][kept], showable[row])
+            for row, kept in enumerate(beams.valid.cpu().numpy())
+        ]
+
+    def _samples(
+        self, leaf: np.ndarray, sids: np.ndarray, log_probs: np.ndarray, showable: np.ndarray
+    ) -> Recommendation:
+        item = np.full(len(leaf), -1)
+        for each in np.unique(leaf[leaf >= 0]):
+            candidates = self._items[self._offsets[each] : self._offsets[each + 1]]
+            item[leaf == each] = next(iter(candidates[showable[candidates]]), -1)
+        ids, share = self.bundle.catalogue.item_ids, np.where(item >= 0, self._log_share[item], 0.0)
+        return Recommendation(
+            item_ids=[ids[i] if i >= 0 else "" for i in item],
+            scores=(log_probs.sum(-1) + share).astype(np.float32),
+            sids=sids,
+            log_probs=log_probs,
+        )
 
     def _expand(self, beams: Beams, showable: np.ndarray, num_items: int, mode: str) -> list[Recommendation]:
         """The best ``showable`` (bool [B, items]) items of each request's SIDs; a session has one for each SID."""
@@ -210,8 +295,9 @@ class Recommender:
         ]
 
 
-def _chunks(total: int) -> Iterator[slice]:
-    return (slice(start, start + MAX_CHUNK) for start in range(0, total, MAX_CHUNK))
+def _chunks(total: int, width: int) -> Iterator[slice]:
+    step = max(1, min(MAX_CHUNK, RUN_BEAMS // max(width, 1)))
+    return (slice(start, start + step) for start in range(0, total, step))
 
 
 def _first_of_each(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

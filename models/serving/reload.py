@@ -10,28 +10,19 @@ items and take-downs give a new catalogue and trie around the same model.
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from prometheus_client import Counter, Gauge
 
 from features.storage import ObjectMissing, Storage, StorageUnavailable
 from models.bundle import Bundle, BundleCorrupt, fetch, read_alias
 from models.deltas import DeltaReader, Moved
+from models.serving.cache import prune
 from models.serving.recommender import Recommender
+from models.serving.telemetry import Telemetry
 
 POLL_S = 1.0
 MAX_RETRY_S = 300.0
-
-REFUSED = Counter("onerec_bundle_refused_total", "Bundles refused by a model server", ["model", "version"])
-LOADED = Counter("onerec_bundle_loaded_total", "Bundles put into service by a model server", ["model"])
-SERVING = Gauge(
-    "onerec_bundle_serving", "1 for the version a model serves now, 0 for those before", ["model", "version"]
-)
-
-MOVED = Counter("onerec_catalogue_moved_total", "Times a server applied deltas of the catalogue", ["model"])
-ITEMS = Gauge("onerec_catalogue_items", "Items a model can name now, by kind", ["model", "kind"])
-UNAPPLIED = Gauge("onerec_catalogue_deltas_refused", "Deltas of the version in service that are unreadable", ["model"])
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +31,29 @@ class Follower:
     """Keeps ``recommender`` at the bundle that ``alias`` names; ``check`` does one step, ``start`` polls."""
 
     def __init__(
-        self, name: str, alias: str, storage: Storage, cache: Path, *, device: str = "cpu", bf16: bool = False
+        self,
+        name: str,
+        alias: str,
+        storage: Storage,
+        cache: Path,
+        *,
+        device: str = "cpu",
+        bf16: bool = False,
+        cuda_graphs: bool = False,
+        warm_up: Sequence[int] = (),
+        keep: int = 2,
     ) -> None:
         self.name = name
         self.alias = alias
+        self.telemetry = Telemetry(name)
         self.recommender: Recommender | None = None
         self.reason = "it has not looked for its bundle yet"
         self._storage = storage
         self._cache = cache
         self._device = device
-        self._bf16 = bf16
+        self._options = {"bf16": bf16, "cuda_graphs": cuda_graphs}
+        self._warm_up = warm_up
+        self._keep = keep
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._deltas = DeltaReader(storage)
@@ -62,7 +66,13 @@ class Follower:
         """The version in service."""
         return self.recommender.bundle.version if self.recommender else None
 
-    def catalogue(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """For the status page."""
+        ready = self.recommender is not None
+        about = {"alias": self.alias, "version": self.version, "ready": ready, "reason": self.reason}
+        return {**about, **self.catalogue()}
+
+    def catalogue(self) -> dict[str, int]:
         """For the status page: ``items``, how many are ``appended`` or ``blocked``, and how many ``deltas`` say so."""
         moved = self._moved
         if moved is None:
@@ -106,8 +116,8 @@ class Follower:
             bundle = Bundle.load(fetch(self._storage, version, self._cache), self._device)
             # With its deltas from the first request on: what is taken down must not show even once.
             moved = self._deltas.apply(bundle, self._deltas.keys(version))
-            recommender = Recommender(moved.bundle, bf16=self._bf16)
-            recommender.warm_up()
+            recommender = Recommender(moved.bundle, **self._options)
+            recommender.warm_up(self._warm_up)
         except (BundleCorrupt, ValueError, RuntimeError) as error:
             if isinstance(error, StorageUnavailable):
                 raise
@@ -117,11 +127,9 @@ class Follower:
         self._published = bundle
         self._swap(moved, recommender)
         self._refused.pop(version, None)
-        if old:
-            SERVING.labels(self.name, old).set(0)
-        SERVING.labels(self.name, version).set(1)
-        LOADED.labels(self.name).inc()
+        self.telemetry.serving(version, old)
         log.info("model %s serves %s (before: %s), loaded in %.1f s", self.name, version, old, time.monotonic() - began)
+        prune(self._cache, self.name, version, self._keep)
 
     def _follow_deltas(self, version: str) -> None:
         """Applies what storage lists for the version in service, when that changed."""
@@ -130,8 +138,8 @@ class Follower:
             return
         if keys != before.keys:
             moved = self._deltas.apply(published, keys)
-            self._swap(moved, Recommender(moved.bundle, bf16=self._bf16))
-            MOVED.labels(self.name).inc()
+            self._swap(moved, Recommender(moved.bundle, **self._options))
+            self.telemetry.moved()
             log.info(
                 "model %s: %s with %d deltas, %d items appended, %d blocked",
                 *(self.name, version, len(keys), moved.appended, moved.blocked),
@@ -143,14 +151,12 @@ class Follower:
         self.recommender, self._moved, self.reason = recommender, moved, ""
         if moved.problems:
             self._explain("; ".join(moved.problems))
-        UNAPPLIED.labels(self.name).set(len(moved.problems))
-        for kind in ("items", "appended", "blocked"):
-            ITEMS.labels(self.name, kind).set(self.catalogue()[kind])
+        self.telemetry.catalogue(self.catalogue(), len(moved.problems))
 
     def _refuse(self, version: str, error: Exception) -> None:
         wait = self._refused.get(version, (0.0, 10.0))[1]
         self._refused[version] = (time.monotonic() + wait, min(2 * wait, MAX_RETRY_S))
-        REFUSED.labels(self.name, version).inc()
+        self.telemetry.refused(version)
         kept = f"; {self.version} stays in service" if self.version else ""
         self._explain(f"refused {version}: {error}{kept}")
 

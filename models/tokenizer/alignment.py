@@ -54,6 +54,8 @@ class AlignmentConfig:
     temperature: float = 0.07
     spread: float = 0.5
     """How far the vectors are spread over little used directions before they are quantised: 0 not at all, 1 wholly."""
+    detail: float = 0.0
+    """How much of its title's own words an item's vector gets, so that variants of one product differ (``detail``)."""
     hide: float = 0.2
     """Chance that a step does not show an item's collaborative token: content alone must place a new item."""
     folds: int = 4
@@ -85,6 +87,8 @@ class AlignmentConfig:
             )
         if min(self.u2i, self.i2i, self.caption) < 0 or self.temperature <= 0 or not 0 <= self.hide < 1:
             raise ValueError("loss weights must not be negative, temperature above 0 and hide in [0, 1)")
+        if not 0 <= self.detail <= 1:
+            raise ValueError(f"detail is {self.detail}; it must lie in [0, 1]")
         if not 0 <= self.spread <= 1:
             raise ValueError(f"spread is {self.spread}; it must lie in [0, 1]")
         if not self.u2i + self.i2i:

@@ -21,6 +21,11 @@ _PER_LEVEL = {
     "largest_cluster": "largest cluster, items",
     "mse_share_of_variance": "error left, share of variance",
 }
+_DRIFT = {
+    "js": "drift of the new items' codes, Jensen-Shannon distance",
+    "js_noise": "the same by chance alone",
+    "psi": "population stability index",
+}
 _DRAWN = {"loads", "items_of_a_sid", "examples", "neighbour_hit_rate"}
 
 
@@ -61,13 +66,21 @@ def _collision(report: Mapping[str, Any]) -> str:
 def _levels(report: Mapping[str, Any]) -> str:
     head = "".join(f"<th>level {level + 1}</th>" for level in range(report["levels"]))
     rows = "".join(
-        f"<tr><td>{label}</td>" + "".join(f"<td>{value:.4g}</td>" for value in report[key]) + "</tr>"
-        for key, label in _PER_LEVEL.items()
+        f"<tr><td>{label}</td>" + "".join(f"<td>{value:.4g}</td>" for value in values) + "</tr>"
+        for label, values in _measures(report)
     )
     return (
         f"<h2>Levels</h2><p class=note>The most entropy possible is ln {report['codes']} = "
         f"{report['entropy_max_nats']:.4f} nats.</p><table><tr><th></th>{head}</tr>{rows}</table>"
     )
+
+
+def _measures(report: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    """Rows of the table of levels; drift only where items were appended."""
+    drift = report.get("usage_drift") or {}
+    return [(label, report[key]) for key, label in _PER_LEVEL.items()] + [
+        (label, drift[key]) for key, label in _DRIFT.items() if key in drift
+    ]
 
 
 def _loads(report: Mapping[str, Any]) -> go.Figure:

@@ -28,6 +28,7 @@ from models.tokenizer.alignment import (
 )
 from models.tokenizer.caption import captions
 from models.tokenizer.contrast import Fold, content_pairs, make_folds
+from models.tokenizer.detail import Detail
 from models.tokenizer.modalities import Modality, Tokens, fit_modalities, restore_modalities
 from models.tokenizer.modalities.images import PATH, VECTOR
 from models.tokenizer.modalities.watched import Watched
@@ -38,15 +39,22 @@ _ROWS = 4096  # items encoded at a time
 _MODEL = "qformer."
 _MODALITY = "modality."
 _SPREAD = "spread."
+_DETAIL = "detail."
 
 
 class ItemEmbedder:
     """Maps ITEM rows to unit vectors float32 [n, dim]; ``state_dict`` is its whole state, ready for safetensors."""
 
     def __init__(
-        self, config: AlignmentConfig, modalities: Mapping[str, Modality], model: QFormer, spread: Spread
+        self,
+        config: AlignmentConfig,
+        modalities: Mapping[str, Modality],
+        model: QFormer,
+        spread: Spread,
+        detail: Detail | None = None,
     ) -> None:
-        self.config, self.modalities, self.model, self.spread = config, dict(modalities), model.eval(), spread
+        self.config, self.modalities, self.model = config, dict(modalities), model.eval()
+        self.spread, self.detail = spread, detail
         self._latest: tuple[pa.Table, np.ndarray] | None = None
 
     @classmethod
@@ -86,7 +94,11 @@ class ItemEmbedder:
         )
         model = align(course, config, keep, report)
         with threadpool_limits(limits=1):  # several threads add the same numbers in another order
-            return cls(config, modalities, model, Spread.fit(_vectors(model, tokens, config), config.spread))
+            x = _vectors(model, tokens, config)
+            spread = Spread.fit(x, config.spread)
+            told = config.detail and "text" in modalities
+            detail = Detail.fit(items, spread(x), config.detail, config.seed) if told else None
+        return cls(config, modalities, model, spread, detail)
 
     def encode(self, items: pa.Table) -> np.ndarray:
         """Unit vectors float32 [n, dim]; items unseen in fit, or without engagement there, are placed by content."""
@@ -95,9 +107,10 @@ class ItemEmbedder:
             return self._latest[1].copy()
         vectors = np.empty((items.num_rows, self.config.dim), np.float32)
         for start in range(0, items.num_rows, _ROWS):
-            part = self._tokens(items.slice(start, _ROWS))
+            part = items.slice(start, _ROWS)
             with threadpool_limits(limits=1):
-                vectors[start : start + _ROWS] = self.spread(_vectors(self.model, part, self.config))
+                x = self.spread(_vectors(self.model, self._tokens(part), self.config))
+            vectors[start : start + _ROWS] = x if self.detail is None else self.detail(part, x)
         self._latest = items, vectors
         return vectors.copy()
 
@@ -111,6 +124,8 @@ class ItemEmbedder:
         arrays = {_MODEL + name: value.numpy() for name, value in self.model.state_dict().items()}
         for name, modality in self.modalities.items():
             arrays |= {f"{_MODALITY}{name}.{part}": array for part, array in modality.state().items()}
+        if self.detail is not None:
+            arrays |= {_DETAIL + name: array for name, array in self.detail.state().items()}
         return {**arrays, f"{_SPREAD}mean": self.spread.mean, f"{_SPREAD}matrix": self.spread.matrix}
 
     @classmethod
@@ -129,9 +144,11 @@ class ItemEmbedder:
         try:
             model.load_state_dict(weights)
             spread = Spread(arrays[f"{_SPREAD}mean"], arrays[f"{_SPREAD}matrix"])
+            words = {name.removeprefix(_DETAIL): a for name, a in arrays.items() if name.startswith(_DETAIL)}
+            detail = Detail.from_state(words) if words else None
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the embedder's state does not fit its configuration: {error}") from error
-        return cls(config, restored, model, spread)
+        return cls(config, restored, model, spread, detail)
 
     def _tokens(self, items: pa.Table) -> dict[str, Tokens]:
         return {name: modality.encode(items) for name, modality in self.modalities.items()}

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from models.tokenizer.kmeans import distances
 from models.tokenizer.residual import ResidualQuantizer
+from models.tokenizer.vocabulary import Catalogue
 
 _FLOOR = 1e-4  # share given to codes that one side does not use, so that the PSI stays finite
 
@@ -41,6 +42,15 @@ def usage_drift(before: np.ndarray, after: np.ndarray, codes: int) -> dict[str, 
         used = len(np.union1d(old, new))
         result["js_noise"].append(float(np.sqrt((used - 1) * (1 / len(before) + 1 / len(after)) / 8 / np.log(2))))
     return result
+
+
+def appended_drift(before: Catalogue, after: Catalogue) -> dict[str, Any]:
+    """``usage_drift`` of the items that ``after`` has beyond ``before``, for a quality report; {} when there are none.
+
+    Codes that new items crowd (or shun) are the sign that codebooks have grown old.
+    """
+    new = after.sids[len(before) :]
+    return {"usage_drift": usage_drift(before.sids, new, before.codes)} if len(new) and len(before) else {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

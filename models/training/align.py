@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.objectives.gbpo import gbpo_loss
 from models.objectives.ntp import ntp_loss
+from models.objectives.policy import guards
 from models.rewards.duration import DurationAdvantage, DurationConfig, duration_aware_advantage
 from models.tokenizer.vocabulary import Catalogue
 from models.training import checkpoint
@@ -109,6 +110,7 @@ def _objective(shop: Workshop[AlignConfig], advantage: np.ndarray) -> Callable[[
         old = shop.of_exposures(logged, example, padding=np.nan)
         gbpo, parts = gbpo_loss(logits, example.targets, wanted, old, example.mask)
         count = int((example.batch.items >= 0).sum())
+        parts |= guards(logits, example.targets, wanted, old, example.mask)
         parts |= {"ntp": float(ntp.detach()), "gbpo": float(gbpo.detach()), "entropy": entropy(logits, example.mask)}
         return Loss(ntp + config.gbpo_weight * gbpo, parts, count, count * levels, weight=count)
 

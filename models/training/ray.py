@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import torch
-
 from features.settings import settings
 from models.training.checkpoint import METRICS, finished
 from models.training.device import rank
@@ -98,13 +96,14 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
     from ray.train.torch import TorchTrainer
 
     (job.output / DIVERGED).unlink(missing_ok=True)
+    on_gpus = _cluster_gpus() >= 1  # the driver's own machine may have none
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"train": train, "job": job},
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=torch.cuda.is_available(),
-            resources_per_worker={"GPU": 1} if torch.cuda.is_available() else {"CPU": 1},
+            use_gpu=on_gpus,
+            resources_per_worker={"GPU": 1} if on_gpus else {"CPU": 1},
         ),
         run_config=RunConfig(
             name=name,
@@ -119,6 +118,12 @@ def _run(train: Callable[[J], dict[str, Any]], job: J, name: str, workers: int) 
         _raise_cause(error, name)
     if (job.output / DIVERGED).exists():
         raise TrainingDiverged((job.output / DIVERGED).read_text())
+
+
+def _cluster_gpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 @contextmanager

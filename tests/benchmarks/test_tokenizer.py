@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import quantisers
-from benchmarks.tokenizer import Bench
+from benchmarks.tokenizer import KINDS, Bench, tasks
 from features.schema import FLAGS
 
 
@@ -40,6 +40,26 @@ def test_the_last_two_positives_are_held_out_and_make_the_pairs(folder: Path) ->
     assert np.flatnonzero(bench.held_out).tolist() == [3, 4, 8, 9]
     assert bench.training.num_rows == 8
     assert bench.pairs.tolist() == [[3, 4], [8, 9]]
+
+
+def test_without_titles_there_is_no_detail_to_measure(folder: Path) -> None:
+    bench = Bench.open(folder, folder / "out", quick=True)
+    assert bench.kinds == ["aligned", "content", "collaborative"]
+    names = [name for _, name, _ in tasks(False, 3, bench.kinds)]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if "detailed" in name]
+    assert {f"ablation-{levels}x{codes}-2" for levels in (3, 4) for codes in (128, 512)} <= set(names)
+
+
+def test_the_aligned_and_the_detailed_embedding_are_of_one_network(folder: Path) -> None:
+    bench = Bench.open(folder, folder / "out", quick=True)
+    titles = pa.array([f"lacquer shade {k}" for k in range(10)])
+    items = bench.items.set_column(bench.items.column_names.index("title"), "title", titles)
+    bench = Bench(items, bench.exposures, bench.output, True)
+    aligned, detailed = bench.embedding("aligned"), bench.embedding("detailed")
+    assert bench.kinds == list(KINDS)
+    assert (np.einsum("nd,nd->n", aligned, detailed) > 0.8).all()
+    assert not np.allclose(aligned, detailed, atol=0.05)
 
 
 def test_what_was_measured_is_not_measured_again(folder: Path) -> None:

@@ -13,6 +13,10 @@ from features.histories.windows import Limits
 from features.schema import EXPOSURE, FLAGS, ITEM, conform
 from models.bundle import save
 from models.onerec_v2 import OneRecV2, V2Config
+from models.rewards.base import BaseConfig
+from models.rewards.inputs import NUMBERS
+from models.rewards.pscore import PScore
+from models.rewards.reward import RewardModel, sids_digest
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
 
@@ -75,3 +79,21 @@ def write_bundle(tiny_tokenizer: tuple[Tokenizer, Catalogue]) -> WriteBundle:
         return save(folder, model=model, tokenizer=tokenizer, catalogue=catalogue, limits=LIMITS, metrics=metrics)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def random_reward() -> Callable[[Catalogue], RewardModel]:
+    """``random_reward(catalogue)``: a reward model that knows nothing, for that catalogue."""
+
+    def make(catalogue: Catalogue) -> RewardModel:
+        torch.manual_seed(0)
+        sizes = BaseConfig(levels=catalogue.levels, codes=catalogue.codes, embed=4, d_model=16, heads=2, tower=4)
+        return RewardModel(
+            pscore=PScore(sizes).eval().requires_grad_(False),
+            session=None,
+            numbers=np.random.default_rng(0).normal(size=(len(catalogue), len(NUMBERS))).astype(np.float32),
+            sids=sids_digest(catalogue, len(catalogue)),
+            metrics={"reward/auc": {}},
+        )
+
+    return make

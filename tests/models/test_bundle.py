@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from models.bundle import (
     set_alias,
     version_name,
 )
+from models.rewards.reward import REWARD, save_reward
 
 TIME = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -130,3 +132,19 @@ def test_an_alias_moves(s3: Storage, write_bundle, tmp_path: Path) -> None:
     assert sorted(list_versions(s3)) == sorted([first, second])
     with pytest.raises(ValueError, match="lower-case"):
         set_alias(s3, "../x", first)
+
+
+def test_a_reward_model_travels_with_its_bundle_and_no_other(write_bundle, random_reward, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    plain = Bundle.load(folder)
+    assert plain.reward is None
+    save_reward(folder / REWARD, random_reward(plain.catalogue))
+    carried = Bundle.load(folder).reward
+    assert carried is not None
+    assert carried.sids == random_reward(plain.catalogue).sids
+    sids = plain.catalogue.sids.copy()
+    sids[[0, 1]] = sids[[1, 0]]
+    assert (sids[0] != sids[1]).any()
+    save_reward(folder / REWARD, random_reward(replace(plain.catalogue, sids=sids)))
+    with pytest.raises(BundleCorrupt, match="RewardMismatch: the reward model was trained on 120 items"):
+        Bundle.load(folder)

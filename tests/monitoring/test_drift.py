@@ -1,11 +1,22 @@
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from evidently.ui.workspace import RemoteWorkspace, Workspace
 
 from features.schema import EXPOSURE, FLAGS, ITEM, conform
+from features.settings import settings
+from monitoring import drift
 from monitoring.drift import DRIFT, INSUFFICIENT, STABLE, comparable, measure
 
 TAGS = ("music", "sport", "food", "travel")
@@ -81,3 +92,49 @@ def test_a_snapshot_lands_in_the_workspace(tmp_path: Path) -> None:
     for _ in range(2):
         measure(exposures(1000, seed=1), exposures(1000, seed=2), ITEMS, workspace=tmp_path)
     assert len(list(tmp_path.glob("*/snapshots/*.json"))) == 2
+
+
+@pytest.fixture
+def evidently(tmp_path: Path) -> Iterator[str]:
+    """The URL of Evidently's real server on an empty workspace."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    program = [str(Path(sys.executable).parent / "evidently"), "ui", "--workspace", str(tmp_path / "served")]
+    process = subprocess.Popen(
+        [*program, "--host", "127.0.0.1", "--port", str(port)], env={**os.environ, "DO_NOT_TRACK": "1"}
+    )
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=1).close()
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_a_pod_sends_its_snapshot_to_the_server(
+    evidently: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no folder of history: only the machine that runs the interface does."""
+    monkeypatch.setenv("ONEREC_HOME", str(tmp_path / "pod"))
+    monkeypatch.setenv("ONEREC_EVIDENTLY_URL", evidently)
+    settings.cache_clear()
+    try:
+        for seed in (2, 3):
+            measure(exposures(1000, seed=1), exposures(1000, seed=seed), ITEMS, workspace=drift._workspace())
+    finally:
+        settings.cache_clear()
+    (project,) = RemoteWorkspace(evidently).list_projects()
+    assert project.name == "exposures"
+    assert len(Workspace(str(tmp_path / "served")).list_runs(project.id)) == 2
+
+
+def test_a_server_that_is_away_costs_the_history_alone(caplog: pytest.LogCaptureFixture) -> None:
+    report = measure(exposures(1000, seed=1), exposures(1000, seed=2), ITEMS, workspace="http://127.0.0.1:9")
+    assert report.verdict == STABLE
+    assert "history at http://127.0.0.1:9 misses this run" in caplog.text

@@ -35,11 +35,13 @@ def test_a_failing_pipeline_says_why_and_where(environment: Settings, tmp_path: 
     log = tmp_path / "logs/run.log"
     with pytest.raises(PipelineFailed) as failure:
         run("training", {"run_id": "run-empty", **WINDOW}, log, tasks.append)
-    assert tasks == ["prepare-data"]
+    assert tasks == ["prepare-data", "record-outcome"]
     message = str(failure.value)
     assert "'training' failed in task 'prepare-data': " in message
     assert "EmptyWindow: no exposure lies in [2026-01-01T00:00:00+00:00, 2026-01-02" in message
     assert str(log) in message
+    outcome = connect().get_json("runs/run-empty/outcome.json")
+    assert (outcome["state"], outcome["stages"]) == ("FAILED", [])
     whole = log.read_text()
     assert "Running pipeline: 'onerec-training'" in whole
     assert "Traceback (most recent call last)" in whole
@@ -54,15 +56,17 @@ def test_a_quiet_night_ends_well_without_training(environment: Settings, tmp_pat
     arguments = dict(zip(("start", "reference_start", "current_start", "end"), midnights, strict=True))
     tasks: list[str] = []
     run("retraining", {"run_id": "quiet", "base": "", **arguments}, tmp_path / "log", tasks.append)
-    assert sorted(tasks) == ["detect-drift", "prepare-data", "should-retrain"]
+    assert sorted(tasks) == ["detect-drift", "prepare-window", "record-outcome", "should-retrain"]
+    outcome = connect().get_json("runs/quiet/outcome.json")
+    assert (outcome["state"], outcome["pipeline"], outcome["version"]) == ("SUCCEEDED", "retraining", None)
     assert Run(connect(), "quiet").summary("drift")["verdict"] == "insufficient data"
     assert "finished with status SUCCESS" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
 def test_wrong_arguments_fail_before_any_task(tmp_path: Path) -> None:
     tasks: list[str] = []
-    with pytest.raises(PipelineFailed, match=r"in task 'none': TypeError: .*missing 1 required argument: run_id"):
-        run("training", WINDOW, tmp_path / "log", tasks.append)
+    with pytest.raises(PipelineFailed, match=r"in task 'none': TypeError: .*got an unexpected keyword argument.*days"):
+        run("training", {**WINDOW, "days": "3"}, tmp_path / "log", tasks.append)
     assert tasks == []
 
 

@@ -1,32 +1,39 @@
 """The compiled pipelines, walked: what KFP's compiler accepts may still name things that do not exist."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kfp import compiler, dsl
+from kfp import compiler
+from kfp.dsl.base_component import BaseComponent
 
-from components.base import IMAGE
+from components.base import LIGHT_IMAGE, TRAIN_IMAGE
+from pipelines.compilation import PIPELINES
+from pipelines.profiles import LOCAL, PROFILES, Profile
 from pipelines.retraining import retraining
+from pipelines.tokenizer_refresh import tokenizer_refresh
 from pipelines.training import training
 
-PIPELINES = {"training": training, "retraining": retraining}
+PROFILE_NAMES = ["local", *PROFILES]
 CHANNEL = re.compile(r"inputs\.parameter_values\['([^']+)'\]")
 Spec = dict[str, Any]
 
 
-def compile_spec(pipeline: dsl.base_component.BaseComponent, folder: Path) -> Spec:
-    compiler.Compiler().compile(pipeline, str(folder / "pipeline.yaml"))
-    spec: Spec = next(iter(yaml.safe_load_all((folder / "pipeline.yaml").read_text())))
+def compile_spec(pipeline: Callable[[Profile], BaseComponent], folder: Path, profile: str = "cpu") -> Spec:
+    compiler.Compiler().compile(pipeline({"local": LOCAL, **PROFILES}[profile]), str(folder / "pipeline.yaml"))
+    spec: Spec = next(yaml.load_all((folder / "pipeline.yaml").read_text(), yaml.CSafeLoader))
     return spec
 
 
-@pytest.fixture(params=PIPELINES)
-def spec(request: pytest.FixtureRequest, tmp_path: Path) -> Spec:
-    return compile_spec(PIPELINES[request.param], tmp_path)
+@pytest.fixture(
+    scope="module", params=[(name, profile) for name in PIPELINES for profile in PROFILE_NAMES], ids="-".join
+)
+def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    name, profile = request.param
+    return compile_spec(PIPELINES[name], tmp_path_factory.mktemp("compiled"), profile)
 
 
 def dags(spec: Spec) -> Iterator[tuple[str, Spec]]:
@@ -76,6 +83,9 @@ def broken_source(spec: Spec, dag: Spec, kind: str, source: Spec) -> list[str]:
     if f"componentInput{singular}" in source:
         name = source[f"componentInput{singular}"]
         return [] if name in declared(dag, "input", kind) else [f"{name} is not an input of the DAG"]
+    if "taskFinalStatus" in source:
+        producer = source["taskFinalStatus"]["producerTask"]
+        return [] if producer in dag["dag"]["tasks"] else [f"no task {producer} in this DAG"]
     output = source[f"taskOutput{singular}"]
     producer = dag["dag"]["tasks"].get(output["producerTask"])
     if producer is None:
@@ -92,13 +102,13 @@ def test_every_channel_is_declared(spec: Spec) -> None:
 @pytest.mark.parametrize("breakage", ["producer", "input", "condition", "missing"])
 def test_the_walk_finds_broken_channels(tmp_path: Path, breakage: str) -> None:
     spec = compile_spec(retraining, tmp_path)
-    inner = spec["components"]["comp-condition-1"]
+    outer, inner = spec["components"]["comp-exit-handler-1"], spec["components"]["comp-condition-2"]
     if breakage == "producer":
         del inner["dag"]["tasks"]["bless"]
     elif breakage == "input":
-        del inner["inputDefinitions"]["parameters"]["pipelinechannel--prepare-data-Output"]
+        del inner["inputDefinitions"]["parameters"]["pipelinechannel--prepare-window-data"]
     elif breakage == "condition":
-        spec["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"] = "inputs.parameter_values['x'] == 1"
+        outer["dag"]["tasks"]["condition-2"]["triggerPolicy"]["condition"] = "inputs.parameter_values['x'] == 1"
     else:
         del inner["dag"]["tasks"]["tokenize"]["inputs"]["parameters"]["base"]
     assert broken_references(spec)
@@ -111,7 +121,7 @@ def test_every_task_runs_our_image_and_installs_nothing(spec: Spec) -> None:
     for name, executor in executors.items():
         container = executor["container"]
         text = " ".join([*container["command"], *container["args"]])
-        assert container["image"] == IMAGE, name
+        assert container["image"] in (TRAIN_IMAGE, LIGHT_IMAGE), name
         assert "pip" not in re.findall(r"\w+", text), name
         assert "kfp.dsl.executor_main" in text, name
 
@@ -133,15 +143,24 @@ def conditions(spec: Spec) -> dict[str, tuple[str, set[str]]]:
         )
         for _, dag in dags(spec)
         for task in dag["dag"]["tasks"].values()
-        if "triggerPolicy" in task
+        if "condition" in task.get("triggerPolicy", {})
     }
 
 
-def test_training_publishes_only_what_is_blessed(tmp_path: Path) -> None:
-    spec = compile_spec(training, tmp_path)
-    blessed = ("inputs.parameter_values['pipelinechannel--bless-Output'] == true", {"publish"})
-    assert conditions(spec) == {"blessed": blessed}
-    assert "publish" not in spec["root"]["dag"]["tasks"]
+BLESSED = ("inputs.parameter_values['pipelinechannel--bless-Output'] == true", {"publish"})
+
+
+def inside(spec: Spec) -> Spec:
+    """The tasks under the exit handler."""
+    tasks: Spec = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    return tasks
+
+
+@pytest.mark.parametrize("pipeline", [training, tokenizer_refresh])
+def test_only_what_is_blessed_is_published(tmp_path: Path, pipeline: Callable[[Profile], BaseComponent]) -> None:
+    spec = compile_spec(pipeline, tmp_path)
+    assert conditions(spec) == {"blessed": BLESSED}
+    assert "publish" not in inside(spec)
 
 
 def test_retraining_trains_when_told_and_publishes_what_is_blessed(tmp_path: Path) -> None:
@@ -149,16 +168,35 @@ def test_retraining_trains_when_told_and_publishes_what_is_blessed(tmp_path: Pat
     found = conditions(spec)
     assert set(found) == {"retrain", "blessed"}
     assert found["retrain"][0] == "inputs.parameter_values['pipelinechannel--should-retrain-Output'] == true"
-    assert found["blessed"] == ("inputs.parameter_values['pipelinechannel--bless-Output'] == true", {"publish"})
-    inside = {name.replace("condition-2", "blessed") for name in found["retrain"][1]}
-    assert inside == {"tokenize", "pretrain", "align", "evaluate", "bless", "blessed"}
-    outside = {name for name in spec["root"]["dag"]["tasks"] if not name.startswith("condition")}
-    assert outside == {"prepare-data", "detect-drift", "should-retrain"}
+    assert found["blessed"] == BLESSED
+    within = {name.replace("condition-3", "blessed") for name in found["retrain"][1]}
+    assert within == {"tokenize", "pretrain", "align", "evaluate", "bless", "blessed"}
+    outside = {name for name in inside(spec) if not name.startswith("condition")}
+    assert outside == {"prepare-window", "detect-drift", "should-retrain"}
 
 
 def test_gates_wait_for_what_they_judge(tmp_path: Path) -> None:
     """They read what earlier steps stored, which no input of theirs says."""
-    tasks = compile_spec(training, tmp_path)["root"]["dag"]["tasks"]
-    assert "evaluate" in tasks["bless"]["dependentTasks"]
-    tasks = compile_spec(retraining, tmp_path)["root"]["dag"]["tasks"]
-    assert "detect-drift" in tasks["should-retrain"]["dependentTasks"]
+    assert "evaluate" in inside(compile_spec(training, tmp_path))["bless"]["dependentTasks"]
+    assert "detect-drift" in inside(compile_spec(retraining, tmp_path))["should-retrain"]["dependentTasks"]
+
+
+def test_the_outcome_is_recorded_whatever_happens(spec: Spec) -> None:
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == {"exit-handler-1", "record-outcome"}
+    assert tasks["record-outcome"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    status = tasks["record-outcome"]["inputs"]["parameters"]["status"]
+    assert status == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+
+
+def test_every_argument_may_be_left_out(spec: Spec) -> None:
+    """Recurring runs cannot compute any: KFP expands no macros in them."""
+    assert all(each.get("isOptional") for each in declared(spec["root"], "input", "parameters").values())
+
+
+def test_no_step_uses_the_cache_of_kfp(spec: Spec) -> None:
+    """It looks at arguments alone; ours decide by content."""
+    for _, dag in dags(spec):
+        for name, task in dag["dag"]["tasks"].items():
+            own = "dag" not in spec["components"][task["componentRef"]["name"]]
+            assert not own or task.get("cachingOptions", {}) == {}, name

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -258,10 +259,18 @@ def test_unknown_service_and_damaged_state(home: Path) -> None:
         stack.status(home)
 
 
-def test_activate_needs_a_stack(home: Path) -> None:
+def test_activate_needs_a_stack(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEREC_S3_ENDPOINT", raising=False)
     with pytest.raises(StackError, match="not up") as caught:
         stack.activate(home)
     assert "onerec up" in caught.value.hint
+
+
+def test_a_pod_keeps_the_services_of_its_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEREC_S3_ENDPOINT", "s3.example.com:443")
+    before = dict(os.environ)
+    stack.activate(home, ["s3"])
+    assert dict(os.environ) == before
 
 
 @pytest.fixture
@@ -282,6 +291,33 @@ def test_running_stops_only_what_it_started(home: Path, clean_environment: None)
         assert [row.state for row in stack.status(home, services=services)] == ["healthy", "healthy"]
     assert dict(os.environ) == before
     assert [row.service for row in stack.status(home, services=services)] == ["a"]
+    stack.down(home, services=services)
+
+
+def test_the_predictor_is_a_process_of_its_own_when_asked_for(home: Path) -> None:
+    ports = {"server": {"port": 1, "grpc": 2}}
+    one = SERVICES["server"].command(Site(home=home, ports=ports, credentials={}))
+    ports["predictor"] = {"port": 3, "grpc": 4}
+    site = Site(home=home, ports=ports, credentials={})
+    two, predictor = SERVICES["server"].command(site), SERVICES["predictor"].command(site)
+    assert one[one.index("--role") + 1] == "all"
+    assert "onerec=production" in one
+    assert two[two.index("--role") + 1] == "transformer"
+    assert "onerec" in two
+    assert two[two.index("--predictor_host") + 1] == f"{HOST}:4"
+    assert predictor[predictor.index("--role") + 1] == "predictor"
+    assert "onerec-frozen=frozen" in predictor
+    assert "predictor" not in stack.usual()
+    assert set(stack.usual()) | {"predictor"} == set(SERVICES)
+
+
+def test_a_running_server_is_not_split_behind_its_back(home: Path) -> None:
+    services = named(small("server"), replace(small("predictor"), optional=True))
+    assert stack.up(home, services=services) == ["server"]
+    with pytest.raises(StackError, match="one process already"):
+        stack.up(home, ["server", "predictor"], services=services)
+    stack.down(home, services=services)
+    assert set(stack.up(home, ["server", "predictor"], services=services)) == {"server", "predictor"}
     stack.down(home, services=services)
 
 
@@ -335,7 +371,7 @@ print(ray.get(home.remote()))
 
 
 def test_the_whole_platform(home: Path, clean_environment: None) -> None:
-    names = list(SERVICES)
+    names = stack.usual()
     with stack.running(home):
         assert [row.state for row in stack.status(home)] == ["healthy"] * len(names)
         assert all(row.memory_bytes > 0 for row in stack.status(home))

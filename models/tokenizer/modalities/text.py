@@ -39,22 +39,21 @@ class HashedText:
     @classmethod
     def fit(cls, items: pa.Table, width: int, seed: int) -> "HashedText":
         """Frequencies and directions of the titles of ITEM rows."""
-        counts = _ngrams(texts_of(items))
-        frequency = np.asarray((counts > 0).sum(0)).ravel()
-        idf = (np.log((1 + counts.shape[0]) / (1 + frequency)) + 1).astype(np.float32)
-        weighted = _scaled(counts, idf)
-        used = np.flatnonzero(frequency)
+        counts = ngrams(texts_of(items))
+        idf = inverse_frequency(counts)
+        x = weighted(counts, idf)
+        used = np.flatnonzero(counts.getnnz(0))
         rank = min(width, len(used), counts.shape[0])
         directions = np.zeros((counts.shape[1], width), np.float32)
         if rank:
             with threadpool_limits(limits=1):  # several threads add the same numbers in another order
-                _, _, right = randomized_svd(weighted[:, used], rank, n_iter=4, random_state=seed)
+                _, _, right = randomized_svd(x[:, used], rank, n_iter=4, random_state=seed)
             directions[used, :rank] = right.T
         return cls(idf, directions)
 
     def encode(self, items: pa.Table) -> Tokens:
         """Unit vectors; masked where there is no title, or none of its n-grams were ever seen."""
-        x = np.asarray(_scaled(_ngrams(texts_of(items)), self.idf) @ self.directions, np.float32)
+        x = np.asarray(weighted(ngrams(texts_of(items)), self.idf) @ self.directions, np.float32)
         length = np.linalg.norm(x, axis=1, keepdims=True)
         return Tokens((x / np.maximum(length, 1e-6))[:, None], length > 1e-6)
 
@@ -63,18 +62,27 @@ class HashedText:
         return {"idf": self.idf, "directions": self.directions}
 
 
-def _ngrams(texts: list[str]) -> sparse.csr_matrix:
+def ngrams(texts: list[str]) -> sparse.csr_matrix:
+    """Hashed counts [n, 2 spaces]: words and pairs of words, then pieces of words of three and four characters."""
+    if not texts:  # the vectorizer cannot hash nothing
+        return sparse.csr_matrix((0, 2 * _HASHED), dtype=np.float32)
     shared = {"n_features": _HASHED, "alternate_sign": False, "norm": None, "dtype": np.float32}
     words = HashingVectorizer(analyzer="word", token_pattern=r"\w+", ngram_range=(1, 2), **shared)
     pieces = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), **shared)
     return sparse.csr_matrix(sparse.hstack([words.transform(texts), pieces.transform(texts)]))
 
 
-def _scaled(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
+def inverse_frequency(counts: sparse.csr_matrix) -> np.ndarray:
+    """Smoothed inverse document frequency float32 of each column of ``counts``."""
+    frequency = np.asarray((counts > 0).sum(0)).ravel()
+    return np.asarray(np.log((1 + counts.shape[0]) / (1 + frequency)) + 1, np.float32)
+
+
+def weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
     """TF-IDF rows of unit length in each of the two spaces."""
-    weighted = sparse.csr_matrix(counts.multiply(idf))
+    scaled = sparse.csr_matrix(counts.multiply(idf))
     blocks = []
-    for block in (weighted[:, :_HASHED], weighted[:, _HASHED:]):
+    for block in (scaled[:, :_HASHED], scaled[:, _HASHED:]):
         length = np.sqrt(np.asarray(block.multiply(block).sum(1)).ravel())
         blocks.append(sparse.diags_array(1 / np.maximum(length, 1e-9)) @ block)
     return sparse.csr_matrix(sparse.hstack(blocks))

@@ -80,3 +80,19 @@ def test_shapes_are_checked() -> None:
         gbpo_loss(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3).long(), torch.zeros(1, 3), torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="expected"):
         ntp_loss(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 2).long(), torch.zeros(1, 2))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(1e-6, 1 - 1e-6),
+    st.floats(-5, 5),
+    st.one_of(st.just(NAN), st.floats(-60, 0)),
+    st.integers(2, 9),
+)
+def test_one_token_moves_a_logit_by_at_most_its_advantage_for_every_pi(
+    pi: float, advantage: float, old: float, codes: int
+) -> None:
+    logits = torch.full((codes,), math.log((1 - pi) / (codes - 1)))
+    logits[0] = math.log(pi)
+    gradient = token_gradient(logits, advantage, old)
+    assert gradient.abs().max() <= abs(advantage) * (1 + 1e-3) + 1e-6

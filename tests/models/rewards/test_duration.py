@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
+from features.world.simulator import Simulator, SimulatorConfig
 from models.rewards.duration import DurationConfig, duration_aware_advantage, duration_bucket
+from models.tokenizer.interactions import times
 
 ROW = st.tuples(st.integers(0, 3), st.integers(0, 6), st.sampled_from([0, 900, 5000, 5100, 60_000]), st.integers(0, 5))
 
@@ -92,3 +95,16 @@ def test_unequal_columns_and_wrong_constants_are_refused() -> None:
         duration_aware_advantage(np.zeros(2), np.zeros(3), np.zeros(2, bool), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="beta > 1"):
         DurationConfig(beta=1.0)
+
+
+def test_in_the_simulator_the_reward_does_not_favour_long_videos_and_raw_play_time_does() -> None:
+    history = Simulator(SimulatorConfig(users=250, items=400, drift_day=None)).history()
+    log = {name: history.exposures.column(name).to_numpy(zero_copy_only=False) for name in ("play_ms", "duration_ms")}
+    users = np.asarray(history.exposures.column("user_id").to_pylist(), object)
+    dislike = history.exposures.column("dislike").to_numpy(zero_copy_only=False)
+    found = duration_aware_advantage(log["play_ms"], log["duration_ms"], dislike, users, times(history.exposures))
+    told = np.isfinite(found.quantile)
+    ours = spearmanr(found.advantage[told], log["duration_ms"][told]).statistic
+    raw = spearmanr(log["play_ms"], log["duration_ms"]).statistic
+    assert abs(ours) <= 0.05
+    assert abs(ours) < abs(raw)

@@ -1,10 +1,12 @@
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.serving import spool
 from models.serving.events import LOST, ServedLog
 
 
@@ -87,6 +89,75 @@ def test_one_bad_event_loses_only_itself(collector: Any, tmp_path: Path) -> None
     assert sorted(ids(collector)) == sorted(f"e{i}" for i in range(200) if i != 77)
     assert lost() == before + 1
     log.close()
+
+
+def test_the_spool_is_bounded_and_what_finds_no_room_is_counted(collector: Any, tmp_path: Path) -> None:
+    collector.status = 503
+    before = lost()
+    log = ServedLog(collector.url, "server-token", tmp_path, spool_bytes=40_000)
+    for start in range(0, 2000, 100):
+        log.add([served(i) for i in range(start, start + 100)])
+        while log.queued:
+            time.sleep(0.005)
+    kept = log.spooled
+    assert 0 < kept < 2000
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 40_000
+    assert lost() == before + 2000 - kept
+    collector.status = 202
+    assert log.flush()
+    assert len(ids(collector)) == kept
+    log.close()
+
+
+def test_a_long_spool_is_sent_in_segments_beside_new_events(
+    collector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 20_000)
+    collector.status = 503
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    for start in range(0, 3000, 100):
+        log.add([served(i) for i in range(start, start + 100)])
+        while log.queued:
+            time.sleep(0.001)
+    assert len(list(tmp_path.glob("sending-*.jsonl"))) > 5
+    collector.status = 202
+    log.add([served(9999)])
+    assert log.flush()
+    found = ids(collector)
+    assert sorted(found) == sorted([f"e{i}" for i in range(3000)] + ["e9999"])
+    assert [one for one in found if one != "e9999"] == [f"e{i}" for i in range(3000)]  # oldest first
+    log.close()
+
+
+def test_an_answer_larger_than_a_batch_is_delivered(collector: Any, tmp_path: Path) -> None:
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    log.add([served(i) for i in range(12_800)])
+    assert log.flush()
+    assert ids(collector) == [f"e{i}" for i in range(12_800)]
+    assert collector.posts >= 13
+    log.close()
+
+
+def test_an_event_that_cannot_be_written_down_loses_only_its_batch(collector: Any, tmp_path: Path) -> None:
+    before = lost()
+    log = ServedLog(collector.url, "server-token", tmp_path)
+    log.add([served(1) | {"log_probs": [object()]}])
+    while log.queued:
+        time.sleep(0.005)
+    log.add([served(2)])
+    assert log.flush()
+    assert (ids(collector), lost() - before) == (["e2"], 1)
+    log.close()
+
+
+def test_closing_with_a_collector_that_does_not_answer_takes_a_moment(new_collector: Any, tmp_path: Path) -> None:
+    away = new_collector()
+    away.stop()
+    log = ServedLog(away.url, "server-token", tmp_path)
+    log.add([served(i) for i in range(50_000)])
+    log.close()
+    assert log.spooled == 50_000
+    assert log.queued == 0
 
 
 def test_a_full_queue_loses_and_says_so(tmp_path: Path, collector: Any) -> None:

@@ -5,7 +5,7 @@ import pytest
 from kserve import InferInput, InferRequest
 from kserve.errors import InvalidInput
 
-from models.serving.protocol import parse
+from models.serving.forms import parse
 
 
 def request(inputs: dict[str, tuple[str, list[int], list]] | None = None, **parameters: object) -> InferRequest:

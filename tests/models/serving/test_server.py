@@ -244,7 +244,7 @@ def test_a_corrupt_bundle_is_refused_with_the_reason(
     good = storage.get(key)
     storage.put(key, good[:-1] + bytes([good[-1] ^ 1]))
     set_alias(storage, "production", bad)
-    loaded = server.client.post("/v2/repository/models/onerec/load")
+    loaded = server.load()
     assert loaded.status_code == 503
     assert "model.safetensors is corrupt" in loaded.json()["error"]
     assert f"{versions[0]} stays in service" in server.status()["models"]["onerec"]["reason"]
@@ -252,10 +252,10 @@ def test_a_corrupt_bundle_is_refused_with_the_reason(
     metrics = server.client.get("/metrics").text
     assert f'onerec_bundle_refused_total{{model="onerec",version="{bad}"}}' in metrics
     storage.put(key, good)
-    assert server.client.post("/v2/repository/models/onerec/load").json()["load"] is True
+    assert server.load().json()["load"] is True
     assert outputs(server.infer(["u"]))["model_version"] == bad
     set_alias(storage, "production", versions[0])
-    server.client.post("/v2/repository/models/onerec/load")
+    server.load()
     assert outputs(server.infer(["u"]))["model_version"] == versions[0]
 
 
@@ -302,3 +302,49 @@ def test_without_valkey_it_answers_and_says_so_and_sigterm_delivers_what_was_ser
         assert alone.process.wait(20) == 0
         on_disk = sum(len(p.read_text().splitlines()) for p in (tmp_path / "home/served").glob("*.jsonl"))
         assert len(alone.collector.events) + on_disk == 8
+
+
+@pytest.mark.long
+def test_two_processes_answer_as_one_and_say_so_when_the_other_is_gone(
+    server: Any, start_model_server: Any, storage: Storage, versions: list[str], keys: dict[str, str], tmp_path: Path
+) -> None:
+    set_alias(storage, "production", versions[0])
+    server.load()
+    folders = [tmp_path / role for role in ("predictor", "transformer")]
+    for folder in folders:
+        folder.mkdir()
+    options = ["--role", "transformer", "--model", "onerec"]
+    with start_model_server(folders[0], storage, keys, "--role", "predictor", "onerec=production") as predictor:
+        predictor.serving(versions[0])
+        options += ["--predictor_host", predictor.grpc]
+        with start_model_server(folders[1], storage, keys, *options) as transformer:
+            transformer.serving(versions[0])
+            clock = [{"name": "time_ms", "datatype": "INT64", "shape": [2], "data": [NOW_MS, NOW_MS]}]
+            asked = {"users": ["known", "u"], "inputs": clock, "num_items": 7, "beam_width": 64}
+            one, two = outputs(server.infer(**asked)), outputs(transformer.infer(**asked))
+            for name in ("item_ids", "sids", "model_version"):
+                assert np.array_equal(one[name], two[name])
+            np.testing.assert_allclose(one["log_probs"], two["log_probs"], atol=1e-5)
+            assert transformer.infer(["u"], mode="session").status_code == 400
+            assert predictor.infer(["u"]).status_code == 400
+            transformer.wait(lambda: len(transformer.collector.events) == 14)
+            assert predictor.collector.events == []
+            predictor.process.send_signal(signal.SIGTERM)
+            assert predictor.process.wait(20) == 0
+            refused = transformer.infer(["u"])
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert transformer.client.get("/v2/models/onerec/ready").status_code == 503
+            assert transformer.client.get("/v2/health/live").status_code == 200
+
+
+@pytest.mark.long
+def test_leaving_says_so_first_and_serves_on_for_a_while(
+    start_model_server: Any, storage: Storage, versions: list[str], keys: dict[str, str], tmp_path: Path
+) -> None:
+    set_alias(storage, "production", versions[0])
+    with start_model_server(tmp_path, storage, keys, "onerec=production", "--drain_s", "3") as server:
+        server.serving(versions[0])
+        server.process.send_signal(signal.SIGTERM)
+        server.wait(lambda: server.client.get("/v2/models/onerec/ready").status_code == 503)
+        assert server.infer(["u"]).status_code == 200
+        assert server.process.wait(30) == 0

@@ -63,3 +63,9 @@ def test_a_report_without_pairs_and_catalogue_still_draws(report: dict) -> None:
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="do not belong together"):
         codebook_report(np.zeros((3, 2)), np.zeros((2, 2), int), np.zeros((2, 4, 2)))
+
+
+def test_drift_of_appended_items_is_shown(report: dict) -> None:
+    drift = {"js": [0.4321, 0.1], "psi": [1.0, 0.1], "js_noise": [0.05, 0.05]}
+    assert "0.4321" in card.html(report | {"usage_drift": drift})
+    assert "Jensen-Shannon" not in card.html(report)

@@ -1,8 +1,10 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from models.tokenizer.refit import refit, renumbered, usage_drift
+from models.tokenizer.refit import appended_drift, refit, renumbered, usage_drift
 from models.tokenizer.residual import ResidualQuantizer
+from models.tokenizer.vocabulary import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,20 @@ def test_drift_shows_at_the_level_where_it_happens() -> None:
     assert drift["js"][1] > 0.4 > 0.1 > drift["js"][0]
     assert drift["psi"][1] > 1 > drift["psi"][0]
     assert usage_drift(np.zeros((5, 1), int), np.ones((5, 1), int), 2)["js"] == pytest.approx([1])
+
+
+def test_items_of_one_code_are_drift_of_what_was_appended() -> None:
+    def catalogue(sids: np.ndarray) -> Catalogue:
+        table = pa.table({"item_id": [f"i{k}" for k in range(len(sids))], "duration_ms": [0] * len(sids)})
+        return Catalogue.from_items(table, sids=sids.astype(np.int32), codes=8)
+
+    rng = np.random.default_rng(0)
+    old = rng.integers(0, 8, (500, 2))
+    new = np.stack([np.full(100, 3), rng.integers(0, 8, 100)], axis=1)
+    drift = appended_drift(catalogue(old), catalogue(np.concatenate([old, new])))["usage_drift"]
+    assert drift["js"][0] > 5 * drift["js_noise"][0]
+    assert drift["js"][1] < 2 * drift["js_noise"][1]
+    assert appended_drift(catalogue(old), catalogue(old)) == {}
 
 
 def test_sides_that_cannot_be_compared_are_refused() -> None:

@@ -60,7 +60,7 @@ def test_prefers_what_was_watched_and_reports_the_reward(log, model_config, pret
     before = preference(log, model_config, pretrained, tmp_path)
     assert preference(log, model_config, tmp_path / "out", tmp_path) > before + 0.3
     record = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"ntp", "gbpo", "entropy", "gbpo/ratio_mean", "gbpo/positives", "gbpo/negatives"} <= set(record)
+    assert {"ntp", "gbpo", "entropy", "gbpo/ratio_mean", "gbpo/positives", "gbpo/negatives", "policy/kl"} <= set(record)
     assert 0 < metrics["reward/positive_share"] <= 0.25
     assert {"reward/tau", "reward/negative_share", "holdout/recall_level1_before"} <= set(metrics)
 

@@ -1,0 +1,178 @@
+"""Serving over real HTTP on loopback: throughput, latency under load, overload, hot swaps, and what the context costs.
+
+``python -m benchmarks.serving [--quick] [--only PART,...] [--output DIR] [--soak MINUTES]``. Preset ``small``, context
+512, beam 128 (and 16), 100 000 items, contexts from a real Valkey through Feast, served events to a real collector. The
+load generator is open-loop and a process of its own (``benchmarks.serving_load``). Parts: engine, batching, share,
+knee, rival, overload, swaps, context. What a part has measured is kept in ``--output`` and not measured again unless it
+is named. Left out: gRPC, several replicas, a GPU.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import plotly.graph_objects as go
+import torch
+import typer
+
+from benchmarks import serving_engine
+from benchmarks import serving_parts as parts
+from benchmarks.harness import finish, hardware, table
+from benchmarks.serving_parts import QUICK, Lab, Lengths
+from benchmarks.serving_servers import platform
+from monitoring.page import page, plots
+
+ALONE = ("engine", "context")
+"""Parts without a server."""
+SERVED = ("share", "knee", "batching", "rival", "swaps", "overload")
+PARTS = (*ALONE, *SERVED)
+BEAM, NARROW = 128, 16
+
+
+@contextmanager
+def laboratory(items: int, lengths: Lengths) -> Iterator[Lab]:
+    """The platform and a model server with its default settings."""
+    with platform(items, versions=3) as running, running.model_server() as default:
+        yield Lab(running, lengths, default)
+
+
+def served(name: str, lab: Lab, quick: bool) -> dict[str, Any]:
+    """Measures one part that asks a server; ``quick`` leaves out the other beam width of the long ones."""
+    works: dict[str, Callable[[], dict[str, Any]]] = {
+        "share": lambda: parts.share(lab, [BEAM, NARROW]),
+        "knee": lambda: parts.knee(lab, BEAM),
+        "batching": lambda: parts.batching(lab, [NARROW] if quick else [NARROW, BEAM]),
+        "rival": lambda: parts.rival(lab, [BEAM] if quick else [BEAM, NARROW]),
+        "swaps": lambda: parts.swaps(lab, BEAM),
+        "overload": lambda: parts.overload(lab, BEAM),
+    }
+    return works[name]()
+
+
+def alone(name: str, items: int, quick: bool) -> dict[str, Any]:
+    """Measures one part that needs no server."""
+    if name == "engine":
+        return serving_engine.engine(items, [NARROW, BEAM], 2.0 if quick else 8.0)
+    return serving_engine.context(items, (BEAM, NARROW), 3 if quick else 10)
+
+
+def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures that count, of the parts that were measured."""
+    wide, narrow = f"beam_{BEAM}", f"beam_{NARROW}"
+    places: dict[str, tuple[str | int, ...]] = {
+        "batching_gain": ("batching", narrow, "gain"),
+        "batching_gain_128": ("batching", wide, "gain"),
+        "throughput_vs_hf": ("rival", wide, "throughput_vs_hf"),
+        "throughput_vs_hf_16": ("rival", narrow, "throughput_vs_hf"),
+        "http_share": ("share", wide, "http_share"),
+        "http_share_16": ("share", narrow, "http_share"),
+        "liveness_ms": ("share", wide, "liveness_max_ms"),
+        "liveness_ms_16": ("share", narrow, "liveness_max_ms"),
+        "mfu_inference": ("engine", wide, "mfu"),
+        "mfu_inference_16": ("engine", narrow, "mfu"),
+        "mfu_bound_by": ("engine", wide, "time_by_kind"),
+        "p50_ms_at_half_load": ("knee", "half", "p50_ms"),
+        "p99_ms_at_half_load": ("knee", "half", "p99_ms"),
+        "overload_p99_ms": ("overload", "p99_ms"),
+        "overload_calm_p99_ms": ("overload", "calm", "p99_ms"),
+        "overload_statuses": ("overload", "statuses"),
+        "overload_unexpected": ("overload", "unexpected"),
+        "overload_timed_out": ("overload", "timed_out"),
+        "overload_memory_growth": ("overload", "memory_growth"),
+        "failed_requests": ("swaps", "failed_requests"),
+        "mixed_versions": ("swaps", "mixed_versions"),
+        "old_weights_freed": ("swaps", "old_weights_freed"),
+        "swaps": ("swaps", "swaps"),
+        "context_growth": ("context", wide, "v2"),
+        "context_growth_16": ("context", narrow, "v2"),
+        "context_growth_v1": ("context", wide, "v1"),
+        "context_growth_v1_16": ("context", narrow, "v1"),
+    }
+
+    def value(place: tuple[str | int, ...]) -> Any:
+        reached: Any = found
+        for key in place:
+            reached = reached.get(key, {})
+        return reached
+
+    values = {name: value(place) for name, place in places.items()}
+    return {name: each for name, each in values.items() if each != {}}
+
+
+def draw(knee: dict[str, Any], path: Path) -> None:
+    """The knee as a page."""
+    points = knee["points"]
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[p["rate"] for p in points], y=[p[f"{name}_ms"] for p in points], name=name, mode="lines+markers"
+            )
+            for name in ("p50_ms", "p99_ms")
+        ]
+    )
+    figure.update_yaxes(type="log", title="ms, from the intended start")
+    figure.update_xaxes(title="requests offered a second (Poisson)")
+    figure.add_vline(x=knee["capacity"], line_dash="dot", annotation_text="capacity, closed loop")
+    note = f"Preset small, context 512, beam {BEAM}. {hardware()}"
+    body = f"<h1>Serving: the knee</h1>{plots([('Latency by load', figure, note)], {'height': 460})}"
+    path.write_text(page("Serving: the knee", body), encoding="utf-8")
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="short measurements on a smaller catalogue, under two minutes")] = False,
+    only: Annotated[str, typer.Option(help=f"parts to measure, of {', '.join(PARTS)}; others are read")] = "",
+    output: Annotated[Path, typer.Option(help="where results are kept")] = Path("benchmark-serving"),
+    soak: Annotated[float, typer.Option(help="minutes of the overload")] = 10.0,
+    threads: Annotated[
+        int, typer.Option(help="threads of the model, here and in the servers; 0: PyTorch's choice")
+    ] = 0,
+) -> None:
+    """Measures the parts that are wanted and not yet in ``output``, and sums up everything it holds."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
+    output = output / "quick" if quick else output
+    output.mkdir(parents=True, exist_ok=True)
+    wanted = [name for name in PARTS if name in only.split(",")] if only else list(PARTS)
+    if set(only.split(",")) - set(PARTS) - {""}:
+        raise typer.BadParameter(f"{only} names unknown parts; the parts are {', '.join(PARTS)}")
+    if threads:
+        torch.set_num_threads(threads)
+    missing = [name for name in wanted if only or quick or not (output / f"{name}.json").exists()]
+    lengths = QUICK if quick else replace(Lengths(), soak=60 * soak)
+    items = 20_000 if quick else 100_000
+    for name in (name for name in missing if name in ALONE):
+        keep(output, name, alone(name, items, quick))
+    if set(missing) & set(SERVED):
+        with laboratory(items, lengths) as lab:
+            for name in (name for name in SERVED if name in missing):
+                keep(output, name, served(name, lab, quick))
+    found = {
+        name: json.loads((output / f"{name}.json").read_text()) for name in PARTS if (output / f"{name}.json").exists()
+    }
+    if "knee" in found:
+        draw(found["knee"], output / "knee.html")
+    record = summary(found)
+    table("serving", ["figure", "value"], record.items())
+    finish(
+        {
+            "quick": quick,
+            "threads": torch.get_num_threads(),
+            **record,
+            "parts": found,
+            "plot": str(output / "knee.html"),
+        }
+    )
+
+
+def keep(output: Path, name: str, record: dict[str, Any]) -> None:
+    """Stores what a part measured."""
+    print(f"measured {name}", file=sys.stderr)
+    (output / f"{name}.json").write_text(json.dumps(record, indent=1, default=float))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,139 @@
+"""`onerec canary start | advance | promote | rollback | status`: a candidate beside production, on KServe."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli import Json, app, emit, fail, out
+
+if TYPE_CHECKING:
+    from models.cluster.inference import Canary
+
+canary = typer.Typer(help="A candidate for a share of the users, on KServe.", no_args_is_help=True)
+app.add_typer(canary, name="canary")
+
+Service = Annotated[str, typer.Option("--service", help="The InferenceService.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")]
+Percent = Annotated[int, typer.Option("--percent", help="The canary's share of the requests.", min=0, max=100)]
+
+
+@canary.command()
+def start(
+    version: Annotated[str, typer.Argument(help="A published version (`onerec bundles list`).")],
+    percent: Percent = 5,
+    service: Service = "onerec",
+    namespace: Namespace = "onerec",
+) -> None:
+    """Points the alias `candidate` at a version and serves it to a share of the requests."""
+    from features.storage import connect
+    from models.bundle import set_alias
+    from models.cluster import inference
+
+    def edit(found: dict[str, Any]) -> dict[str, Any]:
+        return inference.start(found, percent, version)
+
+    chosen = _canary(service, namespace)
+    _refusing(lambda: chosen.check("start", edit))  # before the alias moves
+    set_alias(connect(), "candidate", version)
+    _change(chosen, "start", edit)
+    out.print(f"{version} serves {percent} % of the requests to {service}")
+
+
+@canary.command()
+def advance(percent: Percent, service: Service = "onerec", namespace: Namespace = "onerec") -> None:
+    """Gives the running canary another share."""
+    from models.cluster import inference
+
+    _change(_canary(service, namespace), "advance", lambda found: inference.advance(found, percent))
+    out.print(f"the canary serves {percent} % of the requests to {service}")
+
+
+@canary.command()
+def promote(
+    retarget: Annotated[
+        bool, typer.Option("--retarget", help="Keep the canary's pods as the stable ones: for another image.")
+    ] = False,
+    service: Service = "onerec",
+    namespace: Namespace = "onerec",
+) -> None:
+    """Makes the candidate production: the alias moves, the stable pods swap their model, the canary goes."""
+    from features.storage import connect
+    from models.bundle import read_alias
+    from models.cluster import inference
+    from pipelines.cli_models import promote_version
+
+    chosen = _canary(service, namespace)
+    if retarget:
+        _change(chosen, "retarget", inference.retarget)
+        out.print(f"the canary's pods are now the stable ones of {service}")
+        return
+    found = chosen.get()
+    if inference.share(found) is None:
+        fail("no canary is running", "start one first: `onerec canary start VERSION`")
+    version, now = inference.version(found), read_alias(connect(), "candidate")
+    if version != now:
+        fail(f"the canary was started for {version}, `candidate` is now {now}", "roll back, then start again")
+    promote_version(version)
+    _change(chosen, "promote", lambda found: inference.drop(found, hold=False))
+    out.print(f"production is now {version}")
+
+
+@canary.command()
+def rollback(service: Service = "onerec", namespace: Namespace = "onerec") -> None:
+    """Takes the canary out; production was never touched."""
+    from models.cluster import inference
+
+    _change(_canary(service, namespace), "rollback", lambda found: inference.drop(found, hold=True))
+    out.print(f"{service} serves production alone")
+
+
+@canary.command()
+def status(service: Service = "onerec", namespace: Namespace = "onerec", json_: Json = False) -> None:
+    """The canary's share, and what KServe would object to."""
+    from models.cluster import inference
+
+    found = _canary(service, namespace).get()
+    row = {"service": service, "mode": inference.mode(found), "percent": inference.share(found)}
+    problems = inference.problems(found)
+    if json_:
+        emit({**row, "problems": problems})
+        return
+    told = "no canary" if row["percent"] is None else f"canary at {row['percent']} %"
+    out.print(f"{service} ({row['mode']}): {told}")
+    for problem in problems:
+        out.print(f"[yellow]{problem}[/]")
+
+
+def _canary(service: str, namespace: str) -> "Canary":
+    from models.cluster.api import connect as connect_cluster
+    from models.cluster.inference import Canary
+
+    return Canary(api=connect_cluster(), namespace=namespace, name=service, record=_record)
+
+
+def _change(chosen: "Canary", action: str, edit: Any) -> None:
+    _refusing(lambda: chosen.change(action, edit))
+
+
+def _refusing(work: Callable[[], Any]) -> None:
+    from models.cluster.inference import CanaryRefused
+
+    try:
+        work()
+    except CanaryRefused as error:
+        fail(str(error), "nothing was changed")
+
+
+def _record(change: dict[str, Any]) -> None:
+    """Keeps who was served what when, beside the bundles."""
+    from datetime import UTC, datetime
+
+    from features.storage import connect
+    from models.bundle import read_alias
+
+    storage, now = connect(), datetime.now(UTC)
+    aliases = {alias: read_alias(storage, alias) for alias in ("production", "candidate")}
+    storage.put_json(
+        f"canary/{change['service']}/{now:%Y%m%dT%H%M%S%f}-{change['action']}.json", {**change, **aliases, "at": now}
+    )

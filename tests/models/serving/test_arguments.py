@@ -1,0 +1,37 @@
+import pytest
+
+from models.serving.__main__ import _arguments
+
+VERSION = "20260101T000000-ab12cd34"
+
+
+def test_roles_have_the_models_they_need() -> None:
+    assert _arguments([]).model == [("onerec", "production")]
+    assert _arguments(["--role", "predictor", "--model", "a=b"]).model == [("a", "b")]
+    assert _arguments(["--role", "transformer", "--predictor_host", "h:1"]).model == [("onerec", "")]
+    assert _arguments(["--role", "rollout", "--model", f"onerec={VERSION}"]).model == [("onerec", VERSION)]
+    kserve = ["--role", "transformer", "--predictor_host=h:1", "--model_name", "mine", "--http_port", "8080"]
+    assert _arguments(kserve).model == [("mine", "")]
+    assert _arguments(["--http_port", "9", "--buckets", "64,256"]).buckets == (64, 256)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--role", "rollout"], "never follows an alias"),
+        (["--role", "rollout", "--model", "onerec=production"], "never follows an alias"),
+        (["--model", f"onerec={VERSION}"], "NAME=ALIAS"),
+        (["--model", "onerec"], "NAME=ALIAS"),
+        (["--model", "ONEREC=production"], "NAME=ALIAS"),
+        (["--role", "transformer"], "--predictor_host"),
+        (["--predictor_host", "h:1"], "--predictor_host"),
+        (["--role", "transformer", "--predictor_host", "h"], "HOST:PORT"),
+        (["--role", "transformer", "--predictor_host", "h:1", "--model", "onerec=production"], "NAME alone"),
+        (["--buckets", "512,128"], "rising"),
+        (["--buckets", "0"], "rising"),
+    ],
+)
+def test_wrong_combinations_are_explained(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _arguments(given)
+    assert said in capsys.readouterr().err

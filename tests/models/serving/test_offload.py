@@ -1,0 +1,38 @@
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from kserve import InferInput, InferRequest
+
+from models.serving.offload import LARGE, beside, size_of
+
+
+def request(*shapes: Any) -> InferRequest:
+    return InferRequest("onerec", [InferInput("user_id", shape, "BYTES", []) for shape in shapes])
+
+
+@pytest.mark.parametrize(
+    ("payload", "size"),
+    [
+        (request([3], [3, 10]), 33),
+        (request([-1, 10**6]), 10**6),
+        (request("x", ["y"], None), 0),
+        ({"instances": ["u", {"user_id": "u", "exclude": ["i"] * 9}, {"exclude": 5}, 7]}, 13),
+        ({"instances": 5}, 0),
+        ([1], 0),
+        (None, 0),
+    ],
+)
+def test_sizes_of_whatever_may_come(payload: Any, size: int) -> None:
+    assert size_of(payload) == size
+
+
+async def where(size: int) -> threading.Thread:
+    return await beside(size, threading.current_thread)
+
+
+def test_only_large_work_leaves_the_event_loop() -> None:
+    here = threading.current_thread()
+    assert asyncio.run(where(LARGE - 1)) is here
+    assert asyncio.run(where(LARGE)) is not here

@@ -1,0 +1,91 @@
+"""Followers swap whole bundles: several replicas converge, roll back the same way, and what they leave is freed."""
+
+import asyncio
+import gc
+import os
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.storage import Storage
+from models.bundle import publish, set_alias
+from models.serving.cache import prune
+from models.serving.contexts import Contexts
+from models.serving.predictor import Predictor
+from models.serving.protocol import Options
+from models.serving.reload import Follower
+
+TIME = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def versions(s3: Storage, write_bundle: Callable[..., Path], tmp_path: Path) -> list[str]:
+    folders = [write_bundle(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    return [publish(s3, folder, data_time=TIME + timedelta(days=day)) for day, folder in enumerate(folders)]
+
+
+def nobody() -> Contexts:
+    return Contexts.of([None], np.array([1_767_312_000_000]), [frozenset()], Options())
+
+
+def test_replicas_converge_and_roll_back(s3: Storage, versions: list[str], tmp_path: Path) -> None:
+    replicas = [Follower("onerec", "production", s3, tmp_path / str(each)) for each in range(2)]
+    for version in (*versions, versions[0]):
+        set_alias(s3, "production", version)
+        for replica in replicas:
+            replica.check()
+        assert [replica.version for replica in replicas] == [version, version]
+        assert all(replica.about()["ready"] and not replica.reason for replica in replicas)
+
+
+def test_swaps_under_load_fail_nothing_name_one_version_each_and_free_the_old_one(
+    s3: Storage, versions: list[str], tmp_path: Path
+) -> None:
+    set_alias(s3, "production", versions[0])
+    follower = Follower("onerec", "production", s3, tmp_path / "cache")
+    follower.check()
+    left: list[weakref.ref] = []
+
+    async def ask(predictor: Predictor, going: asyncio.Event, seen: list[str]) -> None:
+        while not going.is_set():
+            answer = await predictor.predict(nobody(), "r", time.monotonic() + 60)
+            seen.append(answer.model_version)
+
+    async def main() -> list[str]:
+        predictor, done, seen = Predictor(follower, ThreadPoolExecutor(1)), asyncio.Event(), []
+        callers = [asyncio.create_task(ask(predictor, done, seen)) for _ in range(3)]
+        for swap in range(1, 7):
+            left.append(weakref.ref(follower.recommender.bundle.model))
+            set_alias(s3, "production", versions[swap % 2])
+            await asyncio.to_thread(follower.check)
+            enough = len(seen) + 3
+            while len(seen) < enough:
+                await asyncio.sleep(0.005)
+        done.set()
+        await asyncio.gather(*callers)  # nobody was failed
+        return seen
+
+    seen = asyncio.run(main())
+    assert set(seen) == set(versions)
+    gc.collect()
+    assert [freed() for freed in left] == [None] * len(left)
+
+
+def test_old_bundles_leave_the_disk_but_not_those_that_somebody_serves(tmp_path: Path) -> None:
+    names = [f"2026010{day}T000000-{day:08x}" for day in range(1, 7)]
+    for age, name in enumerate(reversed(names)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "frozen.serving").write_text(names[0])
+    assert prune(tmp_path, "onerec", names[1], 2) == [names[3], names[2]]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*names[:2], *names[4:], "else"}
+    os.utime(tmp_path / names[4])
+    assert prune(tmp_path, "onerec", names[1], 0) == [names[5]]  # used a moment ago: somebody may be loading it
+    assert (tmp_path / names[4]).exists()

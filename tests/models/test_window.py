@@ -1,0 +1,82 @@
+"""What a run trains on when it is not told: the newest of what is stored, chosen once."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from features.intake import exposures as exposure_store
+from features.snapshot import EmptyWindow
+from features.storage import Storage
+from models import window
+from models.window import NoBase, prepare_all, prepare_newest, stored_hours
+
+NOTHING = {"start": "", "reference_start": "", "current_start": "", "end": ""}
+VERSION = "20260101T000000-ab12cd34"
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What would be frozen; freezing itself is tested with ``features.snapshot``."""
+    asked: list[tuple[str, ...]] = []
+
+    def prepare(*given: str) -> str:
+        asked.append(given)
+        return "digest"
+
+    monkeypatch.setattr(window, "prepare", prepare)
+    return asked
+
+
+def store(s3: Storage, *hours: str) -> None:
+    for hour in hours:
+        day, number = hour.split("T")
+        s3.put(f"{exposure_store.ROOT}/date={day}/hour={number}/{'0' * 64}.parquet", b"")
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_newest_hours_are_chosen_once(s3: Storage, prepared: list[tuple[str, ...]]) -> None:
+    store(s3, "2026-01-10T05", "2026-01-30T23")
+    s3.put_json("models/onerec/aliases/production.json", {"version": VERSION})
+    chosen, digest = prepare_newest("r1", NOTHING, base="production", targets="new")
+    assert digest == "digest"
+    assert chosen == {
+        "start": "2026-01-10T00:00:00+00:00",
+        "reference_start": "2026-01-28T00:00:00+00:00",
+        "current_start": "2026-01-30T00:00:00+00:00",
+        "end": "2026-01-31T00:00:00+00:00",
+        "base": VERSION,
+    }
+    store(s3, "2026-02-03T00")
+    s3.put_json("models/onerec/aliases/production.json", {"version": VERSION.replace("ab", "cd")})
+    assert prepare_newest("r1", NOTHING, base="production", targets="new")[0] == chosen, "a retry does the same"
+    assert prepare_newest("r2", NOTHING, base="production", targets="new")[0]["end"].startswith("2026-02-03T01")
+    assert prepared[0] == ("r1", chosen["start"], chosen["end"], chosen["reference_start"])
+
+
+@pytest.mark.usefixtures("environment")
+def test_what_is_given_is_kept(s3: Storage, prepared: list[tuple[str, ...]]) -> None:
+    given = {name: f"2026-01-0{day}T00:00:00+00:00" for day, name in enumerate(NOTHING, 1)}
+    chosen, _ = prepare_newest("r1", given, base=VERSION, targets="all")
+    assert chosen == {**given, "base": VERSION}
+    assert prepared == [("r1", given["start"], given["end"], given["start"])]
+    assert list(s3.keys("runs/")) == [], "nothing was chosen, so nothing is kept"
+
+
+@pytest.mark.usefixtures("environment")
+def test_everything_that_is_stored(s3: Storage, prepared: list[tuple[str, ...]]) -> None:
+    store(s3, "2026-01-10T05", "2026-01-11T07")
+    assert stored_hours(s3) == (datetime(2026, 1, 10, 5, tzinfo=UTC), datetime(2026, 1, 11, 8, tzinfo=UTC))
+    prepare_all("r1", start="", end="")
+    start = "2026-01-10T05:00:00+00:00"
+    assert prepared == [("r1", start, "2026-01-11T08:00:00+00:00", start)]
+
+
+@pytest.mark.usefixtures("environment")
+def test_nothing_to_choose_from(s3: Storage) -> None:
+    with pytest.raises(EmptyWindow, match="ingest a log first"):
+        prepare_all("r1", start="", end="")
+    store(s3, "2026-01-10T05")
+    with pytest.raises(NoBase, match="alias 'production' points at nothing; run the training pipeline first"):
+        prepare_newest("r1", NOTHING, base="production", targets="new")
+    with pytest.raises(ValueError, match="give 'new' or 'all'"):
+        prepare_newest("r1", NOTHING, base="", targets="some")
