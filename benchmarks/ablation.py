@@ -1,9 +1,9 @@
 """Ablations of the tokenizer on Recall@10 of a small lazy decoder, leave-one-out (see ``leave_one_out``).
 
-One arm changes one thing of the base (3 levels of 256 codes, aligned embedding, SIDs as input, heads tied to the code
-embeddings). Item ids as input cannot have tied heads, so their rival is the SID input with linear heads. All arms have
-the same network, steps and order of samples for a seed. Embeddings are those of seed 0; the quantiser's and the
-decoder's seeds vary.
+One arm changes one thing of the base: 3 levels of 256 codes, aligned embedding without ``detail``, SIDs as input, heads
+tied to the code embeddings. ``detailed`` is the default configuration. Item ids as input cannot have tied heads, so
+their rival is the SID input with linear heads. All arms have the same network, steps and order of samples for a seed.
+Embeddings are those of seed 0; the quantiser's and the decoder's seeds vary.
 """
 
 from dataclasses import dataclass

@@ -41,14 +41,12 @@ from models.rewards.reward import sids_digest
 from models.tokenizer.interactions import times
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.training.data import RunData
-from models.training.fusion import refit, search
+from models.training.fusion import FUSION_ROWS, refit, search
 from models.training.judged import LONG_WATCH, Judged, Predictions, predict
 from models.training.reward import RewardConfig, fit_pscore, fit_session
 
 SHARES = (0.8, 0.9)
 """Where the log is cut, as shares of its exposures in order of time."""
-FUSION_ROWS = 60_000
-"""Newest training exposures that the final MLP is refitted on."""
 ROUNDS = 24
 
 
@@ -184,10 +182,7 @@ def searched(
     model: PScore, judged: Judged, middle: np.ndarray, config: RewardConfig, rounds: int
 ) -> tuple[list[Step], np.ndarray, Predictions]:
     """The search's path, the towers' own AUCs on the validation exposures, and what the final MLP learned from."""
-    newest = np.zeros(len(judged.train), bool)
-    known_rows = np.flatnonzero(judged.train)
-    newest[known_rows[np.argsort(-judged.data.times_ms[known_rows])[:FUSION_ROWS]]] = True
-    known, validation = (predict(model, judged, select, config) for select in (newest, middle))
+    known, validation = (predict(model, judged, select, config) for select in (judged.newest(FUSION_ROWS), middle))
     fair = ((judged.rates > 0) & (judged.rates < 1)).astype(float)
     path, ceiling = search(model.fuse, known, validation, fair, rounds=rounds)
     return path, ceiling, known
@@ -200,7 +195,7 @@ def main(
 ) -> None:
     """Trains both on the past, compares them on the newest tenth, searches the weights."""
     torch.set_num_threads(1)
-    folder = output or Path(tempfile.mkdtemp(prefix="onerec-pscore-"))
+    folder = (output or Path(tempfile.mkdtemp(prefix="onerec-pscore-"))) / ("quick" if quick else "full")
     dataset = datasets.load(data)
     dataset = replace(dataset, exposures=sampled(dataset.exposures, 5)) if quick else dataset
     judged, middle, test = prepared(dataset, folder / "log")

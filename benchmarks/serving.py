@@ -79,6 +79,7 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "p50_ms_at_half_load": ("knee", "half", "p50_ms"),
         "p99_ms_at_half_load": ("knee", "half", "p99_ms"),
         "overload_p99_ms": ("overload", "p99_ms"),
+        "overload_keeps_p99": ("overload", "keeps_p99"),
         "overload_calm_p99_ms": ("overload", "calm", "p99_ms"),
         "overload_statuses": ("overload", "statuses"),
         "overload_unexpected": ("overload", "unexpected"),
@@ -109,9 +110,7 @@ def draw(knee: dict[str, Any], path: Path) -> None:
     points = knee["points"]
     figure = go.Figure(
         [
-            go.Scatter(
-                x=[p["rate"] for p in points], y=[p[f"{name}_ms"] for p in points], name=name, mode="lines+markers"
-            )
+            go.Scatter(x=[p["rate"] for p in points], y=[p[name] for p in points], name=name, mode="lines+markers")
             for name in ("p50_ms", "p99_ms")
         ]
     )
@@ -150,22 +149,19 @@ def main(
         with laboratory(items, lengths) as lab:
             for name in (name for name in SERVED if name in missing):
                 keep(output, name, served(name, lab, quick))
-    found = {
-        name: json.loads((output / f"{name}.json").read_text()) for name in PARTS if (output / f"{name}.json").exists()
-    }
+    conclude(quick, output)
+
+
+def conclude(quick: bool, output: Path) -> None:
+    """Sums up what ``output`` holds."""
+    stored = {name: output / f"{name}.json" for name in PARTS}
+    found = {name: json.loads(path.read_text()) for name, path in stored.items() if path.exists()}
+    plot = output / "knee.html"
     if "knee" in found:
-        draw(found["knee"], output / "knee.html")
+        draw(found["knee"], plot)
     record = summary(found)
     table("serving", ["figure", "value"], record.items())
-    finish(
-        {
-            "quick": quick,
-            "threads": torch.get_num_threads(),
-            **record,
-            "parts": found,
-            "plot": str(output / "knee.html"),
-        }
-    )
+    finish({"quick": quick, "threads": torch.get_num_threads(), **record, "parts": found, "plot": str(plot)})
 
 
 def keep(output: Path, name: str, record: dict[str, Any]) -> None:

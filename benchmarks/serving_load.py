@@ -146,6 +146,8 @@ class _Connection(asyncio.Protocol):
         self.transport = None
         if self.number >= 0:
             self._ended(0)
+        else:
+            self.load.lost(self)
 
     def _timed_out(self) -> None:
         transport, self.transport = self.transport, None
@@ -186,7 +188,8 @@ class Load:
         watch = asyncio.ensure_future(self._health()) if self.config.health else None
         await (self._open_loop() if self.config.rate else self._closed_loop())
         busy = (time.process_time() - used) / (time.perf_counter() - began)
-        while len(self.tally.status) < self.tally.sent:  # every request ends, if only by its timeout
+        patience = clock() + 2 * self.config.timeout_s  # every request ends, if only by its timeout
+        while len(self.tally.status) < self.tally.sent and clock() < patience:
             await asyncio.sleep(0.01)
         if watch:
             watch.cancel()
@@ -254,6 +257,12 @@ class Load:
             self._connect_more()
         else:
             self._give(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """An idle connection was closed by the server."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self.open -= 1
 
     def _give(self, connection: _Connection) -> None:
         if self.pending:

@@ -40,8 +40,7 @@ from models.tokenizer.vocabulary import Catalogue
 
 PARTS = ("codebooks", "speed", "neighbours", "append", "scaling", "ablation")
 KINDS = ("aligned", "detailed", "content", "collaborative")
-"""Embeddings: the default, the same with ``DETAIL`` of the titles' own words, and what either half of it knows."""
-DETAIL = 0.4
+"""Embeddings: without the words of titles (``detail=0``), the default, and what either half of it knows."""
 CODES, LEVELS = 256, 3
 SIZES = (62_500, 250_000, 1_000_000)
 """Rows of the scaling runs."""
@@ -127,15 +126,20 @@ class Bench:
         titled = self.items.column("title").null_count < self.items.num_rows
         return [kind for kind in KINDS if titled or kind != "detailed"]
 
+    @property
+    def production(self) -> str:
+        """The embedding of the default configuration."""
+        return "detailed" if "detailed" in self.kinds else "aligned"
+
     def _embed(self, kind: str, seed: int) -> dict[str, np.ndarray]:
         """Vectors by kind: the aligned and the detailed ones are of one network."""
         steps = 20 if self.quick else EMBEDDER_STEPS
-        config = AlignmentConfig(seed=seed, threads=torch.get_num_threads(), max_steps=steps)
+        config = AlignmentConfig(seed=seed, threads=torch.get_num_threads(), max_steps=steps, detail=0)
         if kind == "collaborative":  # the vectors of co-engagement as they are, no network
             return {kind: collaborative(engagements(self.items, self.training), config.dim, seed).vectors}
         if kind == "content":  # nothing of the log: items of like content are contrasted
             return {kind: ItemEmbedder.fit(self.items, self.training.slice(0, 0), config).encode(self.items)}
-        fitted = ItemEmbedder.fit(self.items, self.training, replace(config, detail=DETAIL))
+        fitted = ItemEmbedder.fit(self.items, self.training, replace(config, detail=AlignmentConfig.detail))
         plain = ItemEmbedder(config, fitted.modalities, fitted.model, fitted.spread)
         return {"aligned": plain.encode(self.items), "detailed": fitted.encode(self.items)}
 
@@ -152,7 +156,7 @@ def codebooks(bench: Bench, kind: str) -> dict[str, Any]:
 
 def draw_card(bench: Bench) -> None:
     """The quality card of our codebooks, beside the results."""
-    x = bench.embedding("aligned")
+    x = bench.embedding(bench.production)
     quantizer = ResidualQuantizer.fit(x, levels=LEVELS, codes=min(CODES, len(x) // 4))
     sids = quantizer.assign(x, unique=True)
     liked = popularity(bench.training, bench.items.column("item_id").to_pylist())
@@ -259,10 +263,10 @@ def tasks(quick: bool, seeds: int, kinds: list[str]) -> list[Task]:
 def summary(bench: Bench, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The last line: the figures the targets are about, and every result under its name."""
     record: dict[str, Any] = {"benchmark": "tokenizer", "quick": bench.quick, "items": bench.items.num_rows}
-    if "codebooks-aligned" in found:
-        record |= _codebook_figures(found["codebooks-aligned"])
-    if "codebooks-detailed" in found:
-        record["detailed"] = {"detail": DETAIL, **_codebook_figures(found["codebooks-detailed"])}
+    if f"codebooks-{bench.production}" in found:
+        record |= {"embedding": bench.production, **_codebook_figures(found[f"codebooks-{bench.production}"])}
+    if bench.production != "aligned" and "codebooks-aligned" in found:
+        record["without_detail"] = _codebook_figures(found["codebooks-aligned"])
     if "speed" in found:
         taken = found["speed"]["fit_seconds"]
         record |= {"swing_seconds": found["speed"]["swing_seconds"], "fit_seconds": taken["balanced"]}

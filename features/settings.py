@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     pod_namespace: str = ""
     kfp_endpoint: str = ""
     """The API of Kubeflow Pipelines, such as http://ml-pipeline.kubeflow.svc:8888; empty: there is none."""
+    kfp_namespace: str = "kubeflow"
+    """Where runs go; of a multi-user Kubeflow the profile's namespace."""
     late_hours: float = 24
     """How much later than its impression feedback may happen and still be joined."""
     retention_days: float = 90

@@ -19,9 +19,7 @@ RayJob = Annotated[
     typer.Option("--rayjob", help="ConfigMap with the RayJob that trains; empty: the step's own pod does."),
 ]
 
-ConfigMap = Annotated[
-    str | None, typer.Option(help="ConfigMap with the addresses, such as <release>-pipelines.")
-]
+ConfigMap = Annotated[str | None, typer.Option(help="ConfigMap with the addresses, such as <release>-pipelines.")]
 Secret = Annotated[str | None, typer.Option(help="Secret with the credentials.")]
 
 

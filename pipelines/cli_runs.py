@@ -81,11 +81,13 @@ def runs(home: Home = HOME, json_: Json = False) -> None:
     if json_:
         emit(rows)
         return
-    table = Table("run", "drift", "retrained", "blessed", "version", "refused because")
+    table = Table("run", "pipeline", "state", "drift", "retrained", "blessed", "version", "refused because")
     for row in rows:
         yes = {True: "yes", False: "no"}
         table.add_row(
             row["run_id"],
+            row["pipeline"],
+            row["state"].lower(),
             row["drift"],
             yes[row["retrained"]],
             yes[row["blessed"]],

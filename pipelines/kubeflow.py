@@ -56,7 +56,7 @@ class Recurring:
 class Kubeflow:
     """The API at ``endpoint``; every method raises KubeflowError."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, namespace: str) -> None:
         from kfp import Client
         from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
@@ -64,7 +64,7 @@ class Kubeflow:
         credentials = ServiceAccountTokenVolumeCredentials(path) if Path(path).exists() else None
         self.endpoint = endpoint
         with self._telling():
-            self._client = Client(host=endpoint, credentials=credentials)
+            self._client = Client(host=endpoint, namespace=namespace, credentials=credentials)
 
     @classmethod
     def connect(cls) -> "Kubeflow":
@@ -75,7 +75,7 @@ class Kubeflow:
                 "set ONEREC_KFP_ENDPOINT, such as http://localhost:8888 after "
                 "`kubectl -n kubeflow port-forward svc/ml-pipeline 8888`",
             )
-        return cls(settings().kfp_endpoint)
+        return cls(settings().kfp_endpoint, settings().kfp_namespace)
 
     def submit(self, experiment: str, name: str, package: Path, arguments: Mapping[str, str]) -> str:
         """Starts a run of the compiled pipeline ``package``; returns its id."""

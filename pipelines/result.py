@@ -82,9 +82,11 @@ def describe_run(run: Run) -> dict[str, Any]:
     for stage in ("pretrain", "align"):
         if run.done(stage):
             curves[stage] = _curve(run, stage)
-    evaluated = run.done("evaluate")
+    evaluated, outcome = run.done("evaluate"), _stored(run, "outcome.json")
     return {
         "run_id": run.run_id,
+        "pipeline": outcome["pipeline"] if outcome else "",
+        "state": outcome["state"] if outcome else "",
         "drift": drift["summary"]["verdict"] if drift else "",
         "drift_report": drift["summary"] if drift else {},
         "retrained": bool(curves),

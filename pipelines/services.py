@@ -278,7 +278,9 @@ def _collector_command(site: Site) -> list[str]:
 def _serving(site: Site, service: str, role: str, *options: str) -> list[str]:
     ports = site.ports[service]
     address = ["--host", HOST, "--port", str(ports["port"]), "--grpc_port", str(ports["grpc"])]
-    return [sys.executable, "-m", "models.serving", "--role", role, *address, *options]
+    # Simulated users come in bulk, beside trainings on the same cores, and would rather wait than get a cold answer.
+    patience = ["--queue_ms", "20000", "--timeout_ms", "60000", "--feature_budget_ms", "5000"]
+    return [sys.executable, "-m", "models.serving", "--role", role, *address, *patience, *options]
 
 
 def _models() -> list[str]:

@@ -1,9 +1,9 @@
 """The session reward model ``R(u, S)``: how good a whole list is for a user (OneRec, arXiv 2502.18965, 2.4).
 
-Target attention per item, self-attention between the items of the session, a sum over them, and a tower for each of
-session watch time (swt), view (vtr), follow (wtr) and like (ltr). Ours: swt is the session's seconds over a cap, vtr
-the share of long views, wtr and ltr whether there was any; ``R`` is their weighted mean. Left out: the paper's weights
-(unpublished).
+Target attention per item, self-attention between the items of the session, their mean, and a tower for each of session
+watch time (swt), view (vtr), follow (wtr) and like (ltr). Ours: swt is the session's seconds over a cap, vtr the share
+of long views, wtr and ltr whether there was any; ``R`` is their weighted mean. The paper sums over five items; logged
+sessions differ in length, so it is the mean and the length here. Left out: the paper's weights (unpublished).
 
 Shapes: B requests, T items of each session, X objectives.
 """
@@ -37,18 +37,26 @@ class SessionReward(nn.Module):
         self.item = nn.Linear(self.base.width, d)
         self.between = nn.MultiheadAttention(d, config.heads, batch_first=True)
         self.norm = nn.LayerNorm(d)
-        self.towers = nn.Sequential(nn.Linear(d, d), nn.LeakyReLU(), nn.Linear(d, len(SESSION_OBJECTIVES)))
+        self.towers = nn.Sequential(nn.Linear(d + 1, d), nn.LeakyReLU())
+        self.logits = nn.Linear(d, len(SESSION_OBJECTIVES))
 
     def forward(self, context: ContextTensors, items: TargetItems, mask_BT: Tensor) -> Tensor:
         """Logits [B, X]; a session without items gets those of nothing."""
         x = self.item(self.base(context, items))
         empty = ~mask_BT.any(1, keepdim=True)
         normed = self.norm(x)
-        # A row without a key is not a number: an empty session attends to its padding, which the sum leaves out.
+        # A row without a key is not a number: an empty session attends to its padding, which the mean leaves out.
         mixed, _ = self.between(normed, normed, normed, key_padding_mask=~(mask_BT | empty), need_weights=False)
-        together = ((x + mixed) * mask_BT[..., None]).sum(1)
-        logits: Tensor = self.towers(together)
+        count = mask_BT.sum(1, keepdim=True)
+        together = ((x + mixed) * mask_BT[..., None]).sum(1) / count.clamp(min=1)
+        logits: Tensor = self.logits(self.towers(torch.cat([together, count.float().log1p()], -1)))
         return logits
+
+    @torch.no_grad()
+    def start(self, rates: Tensor, labels: Tensor) -> None:
+        """``rates`` as ``PScore.start``; towers begin at the average session label [X], since some are rare."""
+        self.base.set_rates(rates)
+        self.logits.bias.copy_(labels.clamp(1e-3, 1 - 1e-3).logit())
 
     @torch.no_grad()
     def judge(self, context: ContextTensors, items: TargetItems, mask_BT: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Limits:
     max_wait_s: float = 0.003
     """How long a call waits for company while the model is idle."""
     queue_rows: int = 512
-    queue_s: float = 1.0
+    queue_s: float = 0.5
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.queue_rows < 1 or self.max_wait_s < 0 or min(self.batch_s, self.queue_s) <= 0:
@@ -68,8 +68,8 @@ class Budget:
     def admit(self, kind: Hashable, rows: int) -> float:
         """Counts a call in and returns its estimated seconds; raises Overloaded."""
         cost, limits = self.costs.of(kind, rows), self.limits
-        # A call that finds nobody waiting is let in whatever it costs, and a full batch may always wait for the next.
-        too_long = self.seconds + cost > limits.queue_s and self.rows + rows > limits.max_rows
+        # A call that finds nobody waiting is let in whatever it costs, and the next batch may always be a full one.
+        too_long = self.seconds + cost > limits.queue_s and self.rows + rows > self.batch_rows(kind)
         if self.rows and (self.rows + rows > limits.queue_rows or too_long):
             wait = f", about {self.seconds:.1f} s of work" if self.seconds else ""
             raise Overloaded(

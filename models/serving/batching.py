@@ -82,10 +82,13 @@ class MicroBatcher(Generic[Payload, Result]):
         if not self._dispatching:
             self._dispatching = True
             self._spawn(self._dispatch())
+        patience = asyncio.timeout(None if deadline is None else deadline - now)
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - now):
+            async with patience:
                 return await call.answer
         except TimeoutError:
+            if not patience.expired():  # the batch's own
+                raise
             what = "it was not run" if call.waiting else "the model had not finished"
             raise DeadlinePassed(f"the deadline passed after {time.monotonic() - now:.2f} s; {what}") from None
         finally:

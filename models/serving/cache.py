@@ -23,10 +23,17 @@ def prune(cache: Path, name: str, version: str, keep: int, *, grace_s: float = G
     (cache / f"{name}.serving").write_text(version)
     served = {path.read_text() for path in cache.glob("*.serving")}
     idle = [path for path in cache.iterdir() if re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", path.name)]
-    used = sorted(((path.stat().st_mtime, path) for path in idle if path.name not in served), reverse=True)
+    used = sorted(((_used(path), path) for path in idle if path.name not in served), reverse=True)
     removed = [path for at, path in used[keep:] if time.time() - at >= grace_s]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
     if removed:
         log.info("removed %d old bundles from %s", len(removed), cache)
     return [path.name for path in removed]
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another model of this folder has just removed it
+        return 0.0

@@ -54,7 +54,7 @@ class AlignmentConfig:
     temperature: float = 0.07
     spread: float = 0.5
     """How far the vectors are spread over little used directions before they are quantised: 0 not at all, 1 wholly."""
-    detail: float = 0.0
+    detail: float = 0.4
     """How much of its title's own words an item's vector gets, so that variants of one product differ (``detail``)."""
     hide: float = 0.2
     """Chance that a step does not show an item's collaborative token: content alone must place a new item."""

@@ -16,6 +16,9 @@ from models.rewards.measures import FEWEST, auc
 from models.rewards.pscore import OBJECTIVES, fused_loss
 from models.training.judged import LONG_WATCH, Predictions
 
+FUSION_ROWS = 60_000
+"""Newest training exposures that the final MLP is trained again on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefitConfig:
@@ -27,11 +30,13 @@ class RefitConfig:
     seed: int = 0
 
 
-def refit(head: nn.Module, known: Predictions, weights: np.ndarray, config: RefitConfig | None = None) -> nn.Module:
-    """A copy of the final MLP ``head`` trained on ``known`` with ``weights`` [X]."""
+def refit(
+    head: nn.Sequential, known: Predictions, weights: np.ndarray, config: RefitConfig | None = None
+) -> nn.Sequential:
+    """A copy of the final MLP ``head``, on the CPU, trained on ``known`` with ``weights`` [X]."""
     config = config or RefitConfig()
     torch.manual_seed(config.seed)
-    model = copy.deepcopy(head).requires_grad_(True)
+    model = copy.deepcopy(head).cpu().requires_grad_(True)
     features, labels = torch.from_numpy(known.features), torch.from_numpy(known.labels)
     factor = torch.from_numpy(weights / weights.sum()).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -48,7 +53,7 @@ def refit(head: nn.Module, known: Predictions, weights: np.ndarray, config: Refi
 
 
 def search(
-    head: nn.Module,
+    head: nn.Sequential,
     known: Predictions,
     validation: Predictions,
     start: np.ndarray,

@@ -65,6 +65,12 @@ class Judged:
         counts = totals(np.where(self.train, self.rows, -1), self.labels, len(self.catalogue))
         return item_numbers(counts, self.catalogue.duration_ms, self.rates)
 
+    def newest(self, rows: int) -> np.ndarray:
+        """bool [N], the newest ``rows`` exposures that may be learned from."""
+        chosen, known = np.zeros(len(self.train), bool), np.flatnonzero(self.train)
+        chosen[known[np.argsort(-self.data.times_ms[known], kind="stable")[:rows]]] = True
+        return chosen
+
     def batches(self, select: np.ndarray, config: FitConfig, *, shuffle: bool) -> Batches:
         """Batches of the exposures in ``select`` (bool [N]); this worker's part of them when they are shuffled."""
         return Batches(

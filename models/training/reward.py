@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.rewards.base import BaseConfig
 from models.rewards.fusion import by_information
@@ -31,10 +31,14 @@ from models.training import checkpoint
 from models.training.config import FitConfig
 from models.training.data import RunData
 from models.training.device import prepare_device, rank, world
-from models.training.judged import LONG_WATCH, Example, Judged, finite, measure, predict
+from models.training.fusion import FUSION_ROWS, refit
+from models.training.judged import Example, Judged, finite, measure, predict
 from models.training.loop import Loss, Plan, fit
 from models.training.ray import launch
 from models.training.stage import rounded
+
+WHOLE = 5
+"""Items of a session worth judging a session reward on: in shorter ones chance decides what share was liked."""
 
 
 class RewardTooWeak(RuntimeError):
@@ -127,6 +131,10 @@ def train(job: RewardJob) -> dict[str, Any]:
     held = data.held_out
     judged = Judged(data, job.catalogue, ~held)
     pscore, metrics = fit_pscore(judged, job.config, job.output, job.fingerprint())
+    # The last MLP learned from towers that moved; now that they stand it learns once more, in seconds.
+    known = predict(pscore, judged, judged.newest(FUSION_ROWS), job.config)
+    device = pscore.bias.device
+    pscore.fuse = refit(pscore.fuse, known, fusion_weights(job.config, judged.rates)).to(device)
     measured, constants = measure(predict(pscore, judged, held, job.config), job.config.gate)
     pscore.calibrate(*constants)
     session = None
@@ -187,7 +195,7 @@ def fit_session(
     device = prepare_device(config.threads, world())
     torch.manual_seed(config.seed)
     model = SessionReward(config.sizes(judged.catalogue))
-    model.base.set_rates(torch.from_numpy(judged.rates))
+    model.start(torch.from_numpy(judged.rates), average_session(judged, config))
 
     def objective(called: nn.Module, example: Example) -> Loss:
         logits = called(example.context, example.items, example.mask)
@@ -198,9 +206,19 @@ def fit_session(
     metrics = _fit(model.to(device), judged, config, output, fingerprint, objective)
     logits, labels, users = _predict_sessions(model.eval(), judged, config)
     columns = enumerate(SESSION_OBJECTIVES)
-    cut = labels > np.array([np.median(labels[:, 0]) if len(labels) else 0, LONG_WATCH, 0, 0])
+    middle = np.median(labels[:, :2], 0) if len(labels) else np.zeros(2)  # of seconds and share of long views
+    cut = labels > np.r_[middle, 0, 0]
     metrics["auc"] = {name: finite(asdict(auc_interval(cut[:, x], logits[:, x], users))) for x, name in columns}
     return model, metrics
+
+
+def average_session(judged: Judged, config: RewardConfig, parts: int = 20) -> Tensor:
+    """float32 [4], the mean session label over the first ``parts`` batches of training."""
+    batches = judged.batches(judged.train, config, shuffle=True)
+    found = [judged.example(batches(step)) for step in range(min(parts, len(batches)))]
+    if not found:
+        return torch.full((len(SESSION_OBJECTIVES),), 0.5)
+    return torch.cat([session_labels(each.labels, each.seconds, each.mask) for each in found]).mean(0)
 
 
 def _fit(
@@ -236,7 +254,7 @@ def _fit(
 def _predict_sessions(
     model: SessionReward, judged: Judged, config: RewardConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(logits, labels) float32 [R, 4] and users [R] of held-out requests."""
+    """(logits, labels) float32 [R, 4] and users [R] of held-out requests with at least ``WHOLE`` items."""
     device = next(model.parameters()).device
     batches = judged.batches(~judged.train, config, shuffle=False)
     none = np.empty((0, len(SESSION_OBJECTIVES)), np.float32)
@@ -245,7 +263,9 @@ def _predict_sessions(
         example = judged.example(batches(step), device)
         logits = model(example.context, example.items, example.mask).float().cpu().numpy()
         labels = session_labels(example.labels, example.seconds, example.mask).cpu().numpy()
-        found.append((logits, labels, judged.data.sequences.events["user"][example.batch.exposures[:, 0]]))
+        users = judged.data.sequences.events["user"][example.batch.exposures[:, 0]]
+        whole = (example.batch.exposures >= 0).sum(1) >= WHOLE
+        found.append((logits[whole], labels[whole], users[whole]))
     logits, labels, users = (np.concatenate(part) for part in zip(*found, strict=True))
     return logits, labels, users
 

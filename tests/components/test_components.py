@@ -5,11 +5,12 @@ import importlib
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-import components
+import components.base
 
 FOLDER = Path(components.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
@@ -67,6 +68,12 @@ def test_bodies_call_functions_that_take_their_arguments(function: ast.FunctionD
             given = dict.fromkeys(map(str, names))
             inspect.signature(imported.pop(node.func.id)).bind(*[None] * len(node.args), **given)
     assert not imported, "imported and not called"
+
+
+def test_images_are_those_of_this_version() -> None:
+    """Unless the environment says otherwise, which no test does."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+    assert project["version"] == components.base.TAG
 
 
 def test_the_executor_that_pods_start_can_be_imported() -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from models.cluster.inference import problems
 from pipelines import schedules
 from pipelines.profiles import PROFILES, SETTINGS
 
+VERSION = tomllib.loads((CHART.parents[1] / "pyproject.toml").read_text())["project"]["version"]
 OTHERS = {"ONEREC_IMAGE", "ONEREC_IMAGE_TAG", "ONEREC_TRAIN_TAG"}
 """Read by components.base when a pipeline is compiled."""
 
@@ -124,6 +126,18 @@ def test_every_variable_is_a_setting(example: Path) -> None:
     assert {name for name in names if name.startswith("ONEREC_")} <= known
 
 
+@pytest.mark.parametrize(("example", "tag"), [("production", f"{VERSION}-cuda"), ("trial", VERSION)])
+def test_pods_with_gpus_run_the_cuda_build(example: str, tag: str) -> None:
+    pods = workloads(objects(values_of(example)))
+    images = {part["image"] for pod in pods for part in containers(pod.spec) if "ghcr.io" in part["image"]}
+    built = {"pipelines": VERSION, "serve": tag, "train": tag}
+    assert images == {f"ghcr.io/onerec-platform/onerec-{name}:{version}" for name, version in built.items()}
+    for pod in pods:
+        for part in containers(pod.spec):
+            named = {each["name"]: each.get("value") for each in part.get("env", [])}
+            assert named.get("ONEREC_TRAIN_TAG", tag) == tag
+
+
 def test_pipelines_find_what_they_refer_to() -> None:
     release = render(CHART / "ci" / "production-values.yaml")
     configs = {each["metadata"]["name"]: each for each in release if each["kind"] == "ConfigMap"}
@@ -217,6 +231,11 @@ def test_every_pod_that_opens_the_feature_store_writes_its_registry_first(tmp_pa
             if "ONEREC_REDIS_PASSWORD" in reads and serves:
                 assert begins == [["python", "-m", "features.repository"]], each.where
     assert write_registry(tmp_path / "feast", Settings(redis="127.0.0.1:1")).stat().st_size > 0
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
 
 
 def test_the_readme_is_written_from_the_values() -> None:

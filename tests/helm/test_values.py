@@ -77,7 +77,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 def bases() -> list[tuple[dict[str, Any], dict[str, str]]]:
     """Values of each example, and of one that no example has, beside what they render."""
     production = next(base for base, path in zip(BASES, EXAMPLES, strict=True) if "production" in path.name)
-    scaled = merged(production, {"serving": {"autoscaling": {"class": "hpa"}}})
+    scaled = merged(production, {"serving": {"autoscaling": {"class": "hpa"}}, "rollout": {"keda": {"enabled": False}}})
     return [(base, texts(base)) for base in (*BASES[::-1], scaled)]
 
 

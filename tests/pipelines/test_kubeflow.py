@@ -139,5 +139,8 @@ def test_the_token_of_the_pod_goes_along(kfp: KfpApi, tmp_path: Path, monkeypatc
     """Multi-user Kubeflow gives each pod a token for its namespace."""
     (tmp_path / "token").write_text("of-this-pod")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("ONEREC_KFP_NAMESPACE", "team-feeds")
+    settings.cache_clear()
     Kubeflow.connect().recurring("onerec")
+    assert [each["namespace"] for each in kfp.experiments.values()] == ["team-feeds"]
     assert all(headers["authorization"] == "Bearer of-this-pod" for headers in kfp.headers)

@@ -58,6 +58,14 @@ app.kubernetes.io/part-of: onerec
 
 {{/* Pods ------------------------------------------------------------------------------------------------------- */}}
 
+{{/* Tag of one of our images: {root, name}. The plain builds of torch would hold a GPU and compute beside it. */}}
+{{- define "onerec.tag" -}}
+{{- $values := .root.Values -}}
+{{- $serve := or $values.serving.predictor.gpu.enabled (and $values.rollout.enabled $values.rollout.gpu.enabled) -}}
+{{- $gpu := get (dict "serve" $serve "train" (and $values.training.enabled $values.training.workers.gpu.enabled) "pipelines" false) .name -}}
+{{- default (printf "%s%s" .root.Chart.AppVersion (ternary "-cuda" "" $gpu)) (index $values.image .name).tag -}}
+{{- end -}}
+
 {{/* One of our images: {root, name}. */}}
 {{- define "onerec.image" -}}
 {{- $image := index .root.Values.image .name -}}
@@ -65,7 +73,7 @@ app.kubernetes.io/part-of: onerec
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $repository (default .root.Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $repository (include "onerec.tag" .) -}}
 {{- end -}}
 {{- end -}}
 

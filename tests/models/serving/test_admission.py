@@ -35,11 +35,12 @@ def test_a_call_of_another_kind_has_another_cost_and_an_unknown_one_none() -> No
 def test_whatever_it_costs_a_call_may_wait_alone_and_a_full_batch_may_wait() -> None:
     queue = budget(10.0, max_rows=4, queue_s=0.5, queue_rows=8)
     queue.admit("k", 128)
-    queue = budget(10.0, max_rows=4, queue_s=0.5)
-    for _ in range(4):
-        queue.admit("k", 1)
-    with pytest.raises(Overloaded):
-        queue.admit("k", 1)
+    for batch_s, full in ((40.0, 4), (20.0, 2), (0.25, 1)):
+        queue = budget(10.0, max_rows=4, queue_s=0.5, batch_s=batch_s)
+        for _ in range(full):
+            queue.admit("k", 1)
+        with pytest.raises(Overloaded):
+            queue.admit("k", 1)
 
 
 def test_batches_are_short_where_rows_are_expensive() -> None:

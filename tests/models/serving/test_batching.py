@@ -21,7 +21,7 @@ class Recorder:
         if self.gate:
             await self.gate.wait()
         if -1 in payloads:
-            raise RuntimeError("the model failed")
+            raise TimeoutError("the model failed")
         return [2 * payload for payload in payloads]
 
     async def busy(self) -> None:
@@ -68,7 +68,7 @@ def test_an_error_reaches_every_caller_of_its_batch_and_no_other() -> None:
         batcher = MicroBatcher(Recorder())
         bad = [batcher.submit("bad", payload, 1) for payload in (-1, 1)]
         results = await asyncio.gather(*bad, batcher.submit("good", 3, 1), return_exceptions=True)
-        assert [type(result) for result in results[:2]] == [RuntimeError, RuntimeError]
+        assert [type(result) for result in results[:2]] == [TimeoutError, TimeoutError]
         assert results[2].result == 6
         assert (await batcher.submit("good", 4, 1)).result == 8
 

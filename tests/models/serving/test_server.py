@@ -1,6 +1,7 @@
 """The real server process on real object storage and a real Valkey."""
 
 import asyncio
+import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -348,3 +349,26 @@ def test_leaving_says_so_first_and_serves_on_for_a_while(
         server.wait(lambda: server.client.get("/v2/models/onerec/ready").status_code == 503)
         assert server.infer(["u"]).status_code == 200
         assert server.process.wait(30) == 0
+
+
+@pytest.mark.long
+def test_a_roll_out_server_samples_from_what_the_trainer_pushes_and_shows_nobody(
+    start_model_server: Any, storage: Storage, versions: list[str], keys: dict[str, str], write_bundle, tmp_path: Path
+) -> None:
+    weights = (write_bundle(tmp_path / "trained", seed=11) / "model.safetensors").read_bytes()
+    headers = {"authorization": "Bearer admin-token", "x-onerec-version": "step-1"}
+    headers["x-onerec-sha256"] = hashlib.sha256(weights).hexdigest()
+    group = {"mode": "sample", "num_samples": 8, "seed": 1}
+    with start_model_server(tmp_path, storage, keys, "--role", "rollout", f"onerec={versions[1]}") as server:
+        server.serving(versions[1])
+        set_alias(storage, "production", versions[0])
+        before = outputs(server.infer(["u"], **group))
+        assert (before["model_version"], before["push"], before["sids"].shape) == (versions[1], 0, (1, 8, 3))
+        pushed = server.client.post("/onerec/models/onerec/weights", headers=headers, content=weights)
+        assert pushed.json() == {"name": "onerec", "version": "step-1", "push": 1}
+        after = outputs(server.infer(["u"], **group))
+        assert (after["model_version"], after["push"]) == ("step-1", 1)
+        assert not np.array_equal(before["log_probs"], after["log_probs"])
+        assert server.load().status_code == 400
+        assert server.collector.events == []
+        assert server.status()["models"]["onerec"]["bundle"] == versions[1]

@@ -75,7 +75,7 @@ def test_rows_alone_are_treated_as_in_the_catalogue_and_state_is_complete() -> N
 def test_the_embedder_adds_it_keeps_it_and_leaves_it_out(world) -> None:
     titles = pa.array([f"clip {SHADES[k % 10]} {k}" for k in range(300)])
     items = world.items.set_column(world.items.column_names.index("title"), "title", titles)
-    config = AlignmentConfig(dim=16, width=16, layers=1, batch=32, max_steps=2)
+    config = AlignmentConfig(dim=16, width=16, layers=1, batch=32, max_steps=2, detail=0)
     plain = ItemEmbedder.fit(items, world.exposures, config)
     detailed = ItemEmbedder.fit(items, world.exposures, replace(config, detail=0.4))
     untold = tuple(name for name in config.modalities if name != "text")
@@ -84,6 +84,9 @@ def test_the_embedder_adds_it_keeps_it_and_leaves_it_out(world) -> None:
     assert not np.allclose(x, y, atol=0.1)
     restored = ItemEmbedder.from_state(detailed.state_dict(), config, list(detailed.modalities))
     assert (restored.encode(items) == y).all()
+    older = {name: array for name, array in detailed.state_dict().items() if not name.startswith("detail.")}
+    before = ItemEmbedder.from_state(older, replace(config, detail=0.4), list(detailed.modalities))
+    assert np.allclose(before.encode(items), x, atol=1e-6)  # a tokenizer that was fitted before there was detail
     assert ItemEmbedder.fit(items, world.exposures, replace(config, detail=0.4, modalities=untold)).detail is None
 
 

@@ -29,6 +29,9 @@ PATH = re.compile(
 )
 
 
+NAMESPACES = re.compile(r"/api/v1/namespaces(?:/(?P<name>[^/]+))?")
+
+
 class Refused(Exception):
     """An answer other than success: code, reason and message of a Status object."""
 
@@ -135,6 +138,15 @@ class KubernetesApi:
             if owners and all(owner["uid"] == gone for owner in owners):
                 self._collect(other)
 
+    def namespaces(self, verb: str, name: str | None, body: Any) -> tuple[int, Object]:
+        """Creation, and deletion of all that is inside."""
+        if verb == "POST":
+            return 201, {"apiVersion": "v1", "kind": "Namespace", "metadata": body["metadata"]}
+        with self.lock:
+            for key in [key for key in self.objects if key[0] == name]:
+                del self.objects[key]
+        return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+
     def log(self, key: tuple[str, str, str], timestamps: bool) -> list[str]:
         """The lines the pod's command echoes."""
         command = self.get(key)["spec"]["containers"][0]["command"]
@@ -175,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             if fault:
                 raise Refused(fault, "Fault", "planted")
             match = PATH.fullmatch(parts.path)
+            if namespace := NAMESPACES.fullmatch(parts.path):
+                self._json(*self.api.namespaces(self.command, namespace["name"], body))
+                return
             if match is None:
                 raise Refused(404, "NotFound", f"no such path {parts.path}")
             if match["sub"] == "log":
