@@ -196,7 +196,10 @@ def rival(lab: Lab, beams: list[int]) -> dict[str, Any]:
 def one_by_one(server: Running, beam: int, seconds: float) -> float:
     """Answers a second of a server that works on one request at a time: one after the other, from their median."""
     load(server, beam=beam, seconds=0.1, connections=1, timeout_s=120)  # its first request
-    return 1000 / float(load(server, beam=beam, seconds=seconds, connections=1, timeout_s=120)["p50_ms"])
+    outcome = load(server, beam=beam, seconds=seconds, connections=1, timeout_s=120)
+    if set(outcome["statuses"]) != {"200"}:
+        raise RuntimeError(f"the rival answered {outcome['statuses']}; see {server.server.log}")
+    return 1000 / float(outcome["p50_ms"])
 
 
 def overload(lab: Lab, beam: int) -> dict[str, Any]:

@@ -272,5 +272,7 @@ def _environment(config: Settings, collector_url: str) -> dict[str, str]:
 def python_server(module: str, arguments: Sequence[str], port: int, ready: str, log: Path) -> Server:
     """A server of ours that is a module, not started."""
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-    command = [sys.executable, "-m", module, "--port", str(port), *arguments]
+    # Feast, in this process, leaves a setting that would break a Prometheus client loaded before it (features).
+    clean = ["env", "-u", "PROMETHEUS_MULTIPROC_DIR", "-u", "PROMETHEUS_MULTIPROCESS_DIR"]
+    command = [*clean, sys.executable, "-m", module, "--port", str(port), *arguments]
     return Server(command, environment, f"http://127.0.0.1:{port}{ready}", log)
