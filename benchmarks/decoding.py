@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import t5
 from benchmarks.harness import alternate, finish, matmul_peak, seconds, table
+from benchmarks.random_catalogue import CODES, LENGTHS, LEVELS, random_sids
 from models.architectures import model_of
 from models.decoding.beam import Beams, beam_search, continuations
 from models.decoding.filter import LeafFilter, blocked_leaves
@@ -29,25 +30,9 @@ from models.generator import ContextKV, Generator
 from models.pathways import NUMERIC, PATHWAYS, ContextTensors
 from models.sizes import preset
 
-CODES, LEVELS = 8192, 3
-LENGTHS = (20, 256, 236)
-"""Behaviours of each pathway: 512 in all."""
 SHORT = (20, 24, 20)
 SEEN = 256
 """Items filtered for every request."""
-
-
-def random_sids(items: int, seed: int = 0) -> np.ndarray:
-    """``items`` distinct SIDs with uneven codes, as clustering makes them: a code's weight falls with its rank."""
-    rng = np.random.default_rng(seed)
-    weight = (np.arange(CODES) + 50.0) ** -0.7
-    weight /= weight.sum()
-    found = np.empty((0, LEVELS), np.int64)
-    while len(found) < items:
-        codes = rng.choice(CODES, (2 * items, LEVELS), p=weight)
-        codes[:, 1:] = (codes[:, 1:] + 7919 * codes[:, :-1]) % CODES  # every prefix has favourites of its own
-        found = np.unique(np.concatenate([found, codes]), axis=0)
-    return rng.permutation(found)[:items]
 
 
 def random_context(requests: int, model: Generator, lengths: tuple[int, ...] = LENGTHS) -> ContextTensors:

