@@ -34,6 +34,7 @@ def left(home: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.timeout(900)
 def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Simulator(SimulatorConfig(users=60, items=300, history_days=3, drift_day=1))
     monkeypatch.setattr(loop, "build_world", lambda config, progress: world)
