@@ -39,7 +39,8 @@ def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     world = Simulator(SimulatorConfig(users=60, items=300, history_days=3, drift_day=1))
     monkeypatch.setattr(loop, "build_world", lambda config, progress: world)
     home, output = (tmp_path / "home").resolve(), tmp_path / "out"
-    with stack.running(home):
+    # Trained in the steps' own processes: Ray Train has tests of its own, and each of its starts costs many seconds.
+    with stack.running(home, ["server", "collector"]):
         result = run_loop(LoopConfig(days=1, users=60, drift_day=1, overrides=json.dumps(OVERRIDES)), output)
         ports = [port for entry in stack.entries(home).values() for port in entry.ports.values()]
         version, storage = read_alias(connect(), "production"), connect()

@@ -69,6 +69,7 @@ def test_ray_trains_the_same_weights_and_never_resumes_by_name(log, model_config
     assert again == metrics
 
 
+@pytest.mark.long
 def test_a_worker_s_failure_arrives_as_what_it_was(log, model_config, tmp_path, address, monkeypatch) -> None:
     monkeypatch.setattr("models.training.ray.MAX_FAILURES", 0)
     config = replace(CONFIG, learning_rate=float("inf"))
@@ -144,6 +145,7 @@ def test_several_workers_need_ray(log, model_config, tmp_path) -> None:
         pretrain(log.folder, log.catalogue, model_config, CONFIG, tmp_path, workers=2)
 
 
+@pytest.mark.long
 def test_ray_fits_the_same_tokenizer(log, tmp_path, address) -> None:
     config = TokenizerConfig(codes=8, dim=8, width=16, layers=1, batch=16, max_steps=6)
     for name, where in (("here", ""), ("there", address)):
