@@ -63,8 +63,10 @@ class Kubeflow:
         path = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN)
         credentials = ServiceAccountTokenVolumeCredentials(path) if Path(path).exists() else None
         self.endpoint = endpoint
+        # Experiments belong to a profile where users do; a single-user API refuses to be told a namespace.
+        self._namespace = namespace if credentials else None
         with self._telling():
-            self._client = Client(host=endpoint, namespace=namespace, credentials=credentials)
+            self._client = Client(host=endpoint, credentials=credentials)
 
     @classmethod
     def connect(cls) -> "Kubeflow":
@@ -80,7 +82,7 @@ class Kubeflow:
     def submit(self, experiment: str, name: str, package: Path, arguments: Mapping[str, str]) -> str:
         """Starts a run of the compiled pipeline ``package``; returns its id."""
         with self._telling():
-            place = self._client.create_experiment(experiment).experiment_id
+            place = self._client.create_experiment(experiment, namespace=self._namespace).experiment_id
             run = self._client.run_pipeline(place, name, str(package), params=dict(arguments))
         return str(run.run_id)
 
@@ -118,7 +120,7 @@ class Kubeflow:
     def recurring(self, experiment: str) -> list[Any]:
         """Every recurring run of the experiment, which may not exist yet."""
         with self._telling():
-            place = self._client.create_experiment(experiment).experiment_id
+            place = self._client.create_experiment(experiment, namespace=self._namespace).experiment_id
             found: list[Any] = []
             token = ""
             while True:
@@ -131,7 +133,7 @@ class Kubeflow:
     def repeat(self, experiment: str, wanted: Recurring) -> str:
         """Starts a recurring run: enabled, one run at a time, without catching up; returns its id."""
         with self._telling():
-            place = self._client.create_experiment(experiment).experiment_id
+            place = self._client.create_experiment(experiment, namespace=self._namespace).experiment_id
             made = self._client.create_recurring_run(
                 place,
                 wanted.name,
