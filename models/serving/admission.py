@@ -8,7 +8,7 @@ and quotas by caller.
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from models.serving.errors import Overloaded
@@ -59,8 +59,11 @@ class Costs:
 class Budget:
     """What waits now, against ``limits``."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, patience: Callable[[], float] = lambda: 1.0) -> None:
+        """``patience`` multiplies ``limits.queue_s``; what it allowed holds until nobody waits any more."""
         self.limits = limits
+        self.patience = patience
+        self._allowed = 1.0
         self.costs = Costs()
         self.rows = 0
         self.seconds = 0.0
@@ -68,8 +71,10 @@ class Budget:
     def admit(self, kind: Hashable, rows: int) -> float:
         """Counts a call in and returns its estimated seconds; raises Overloaded."""
         cost, limits = self.costs.of(kind, rows), self.limits
+        # A queue that was allowed to grow has to drain before newcomers are measured by the usual limit again.
+        self._allowed = max(self.patience(), self._allowed if self.rows else 1.0)
         # A call that finds nobody waiting is let in whatever it costs, and the next batch may always be a full one.
-        too_long = self.seconds + cost > limits.queue_s and self.rows + rows > self.batch_rows(kind)
+        too_long = self.seconds + cost > self._allowed * limits.queue_s and self.rows + rows > self.batch_rows(kind)
         if self.rows and (self.rows + rows > limits.queue_rows or too_long):
             wait = f", about {self.seconds:.1f} s of work" if self.seconds else ""
             raise Overloaded(

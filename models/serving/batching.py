@@ -49,10 +49,13 @@ class MicroBatcher(Generic[Payload, Result]):
     """
 
     def __init__(
-        self, run: Callable[[Hashable, list[Payload]], Awaitable[list[Result]]], limits: Limits | None = None
+        self,
+        run: Callable[[Hashable, list[Payload]], Awaitable[list[Result]]],
+        limits: Limits | None = None,
+        patience: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._run = run
-        self._budget = Budget(limits or Limits())
+        self._budget = Budget(limits or Limits(), patience)
         self._limits = self._budget.limits
         self._idle = asyncio.Event()
         self._idle.set()

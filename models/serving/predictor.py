@@ -28,6 +28,8 @@ from models.serving.telemetry import Telemetry, request_id_of
 
 BUCKETS = (128, 512)
 LEGALITY_SAMPLES = 64
+LOADING_PATIENCE = 4.0
+"""While a bundle is read and warmed up beside it, calls may wait so many times as long: it is over in seconds."""
 
 
 class Source(Protocol):
@@ -49,6 +51,10 @@ class Source(Protocol):
     def reason(self) -> str:
         """Why nothing serves, or why an older version does; empty when all is well."""
 
+    @property
+    def loading(self) -> bool:
+        """Whether another version is being read and warmed up beside the one in service."""
+
     def about(self) -> dict[str, Any]:
         """For the status page: alias, version, ready, reason, what the catalogue holds."""
 
@@ -65,7 +71,9 @@ class Predictor:
         self.source = source
         self._thread = thread
         self._buckets = buckets
-        self._batcher: MicroBatcher[Contexts, Prediction] = MicroBatcher(self._run, limits)
+        self._batcher: MicroBatcher[Contexts, Prediction] = MicroBatcher(
+            self._run, limits, lambda: LOADING_PATIENCE if source.loading else 1.0
+        )
         source.telemetry.watch_queue(lambda: self.waiting)
 
     @property

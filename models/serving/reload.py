@@ -50,6 +50,7 @@ class Follower:
         self.alias = alias
         self.telemetry = Telemetry(name)
         self.recommender: Recommender | None = None
+        self.loading = False
         self.reason = "it has not looked for its bundle yet"
         self._storage = storage
         self._cache = cache
@@ -117,6 +118,7 @@ class Follower:
 
     def _load(self, version: str) -> None:
         began = time.monotonic()
+        self.loading = True
         try:
             bundle = Bundle.load(fetch(self._storage, version, self._cache), self._device)
             # With its deltas from the first request on: what is taken down must not show even once.
@@ -128,6 +130,8 @@ class Follower:
                 raise
             self._refuse(version, error)
             return
+        finally:
+            self.loading = False
         old = self.version
         self._published = bundle
         self._swap(moved, recommender)

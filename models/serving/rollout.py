@@ -39,6 +39,7 @@ class Pinned:
         self.name = name
         self.telemetry = Telemetry(name)
         self.recommender: Recommender | None = None
+        self.loading = False
         self.reason = f"bundle {version} is being loaded"
         self._version = version
         self._storage = storage

@@ -205,6 +205,7 @@ class Fixed:
         self.recommender = recommender
         self.reason = "" if recommender else "alias 'production' does not exist yet"
         self.checked = 0
+        self.loading = False
 
     def about(self) -> dict[str, Any]:
         return {"version": self.recommender.bundle.version if self.recommender else None}

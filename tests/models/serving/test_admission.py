@@ -69,3 +69,21 @@ def test_nonsense_limits_are_refused() -> None:
     for wrong in ({"max_rows": 0}, {"queue_s": 0.0}, {"max_wait_s": -1.0}, {"queue_rows": 0}, {"batch_s": 0.0}):
         with pytest.raises(ValueError, match="positive"):
             Limits(**wrong)  # type: ignore[arg-type]
+
+
+def test_calls_may_wait_longer_while_another_bundle_is_loaded() -> None:
+    patience = 1.0
+    budget = Budget(Limits(max_rows=1, queue_s=1.0), lambda: patience)
+    budget.costs.ran("kind", 1, 0.6)
+    budget.admit("kind", 1)
+    with pytest.raises(Overloaded):
+        budget.admit("kind", 1)
+    patience = 4.0
+    costs = [budget.admit("kind", 1) for _ in range(2)]
+    patience = 1.0
+    costs.append(budget.admit("kind", 1))  # those who waited already are many; who comes now is still let in
+    for cost in [*costs, 0.6]:
+        budget.leave(1, cost)
+    budget.admit("kind", 1)
+    with pytest.raises(Overloaded):
+        budget.admit("kind", 1)
