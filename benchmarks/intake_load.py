@@ -9,15 +9,14 @@ Left out: TLS, HTTP pipelining.
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+from benchmarks.load_loop import loop_factory
 
 BATCH = b"@@@@@@@@"
 """Where the eight digits of the batch number go."""
@@ -202,13 +201,5 @@ async def _run(config: LoadConfig) -> dict[str, Any]:
 def main() -> None:
     """Reads a LoadConfig as JSON from the first argument, prints the outcome as JSON."""
     config = LoadConfig(**json.loads(sys.argv[1]))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         print(json.dumps(runner.run(_run(config))))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop when it is installed: the generator should take as little as it can."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory

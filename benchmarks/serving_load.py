@@ -9,13 +9,11 @@ Left out: TLS, HTTP pipelining.
 """
 
 import asyncio
-import importlib.util
 import json
 import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -23,6 +21,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
+from benchmarks.load_loop import loop_factory
 from features.schema import exposure_id
 
 NUMBER = b"@@@@@@@@"
@@ -338,16 +337,8 @@ async def _run(config: LoadConfig) -> dict[str, Any]:
 def main() -> None:
     """Reads a LoadConfig as JSON from the first argument, prints the outcome as JSON."""
     config = LoadConfig(**json.loads(sys.argv[1]))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         print(json.dumps(runner.run(_run(config))))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop when it is installed: the generator should take as little as it can."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from models.tokenizer.balance import capacity_of
 from models.tokenizer.cooccurrence import collaborative, engagements
 from models.tokenizer.embedding import ItemEmbedder
 from models.tokenizer.interactions import item_rows, popularity, positive, times, user_numbers
+from models.tokenizer.nearest import shortlist
 from models.tokenizer.quality import codebook_report, neighbour_hit_rate, neighbour_pairs
 from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.swing import swing
@@ -185,7 +186,18 @@ def neighbours(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
     x = bench.embedding(kind, seed)
     codes = min(CODES, len(np.unique(x, axis=0)) // 4)
     quantizer = ResidualQuantizer.fit(x, levels=LEVELS, codes=codes, seed=seed)
-    return neighbour_hit_rate(quantizer.assign(x), bench.pairs)
+    return neighbour_hit_rate(quantizer.assign(x), bench.pairs) | nearest_hit_rate(x, bench.pairs)
+
+
+def nearest_hit_rate(x: np.ndarray, pairs: np.ndarray, count: int = 10) -> dict[str, float]:
+    """How often the second of a pair [m, 2] is among the ``count`` nearest of the first by ``x`` [n, d]; and chance."""
+    first, place = np.unique(pairs[:, 0], return_inverse=True)
+    near, _ = shortlist(x[first], x, min(count + 1, len(x)))  # an item is its own nearest
+    near = np.where(near == first[:, None], -1, near)
+    return {
+        f"nearest{count}": float((near[place] == pairs[:, 1:]).any(1).mean()),
+        f"nearest{count}_chance": count / len(x),
+    }
 
 
 def append(bench: Bench) -> dict[str, Any]:
@@ -282,7 +294,7 @@ def summary(bench: Bench, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         record["peak_gigabytes"] = max(s["peak_gigabytes"] for s in sizes)
         record["scaling_iterations"] = "two passes in batches of 50 000 rows, the second balanced; one auction a level"
     rates = {kind: [r for name, r in found.items() if name.startswith(f"neighbours-{kind}-")] for kind in KINDS}
-    lengths = ("prefix1", "prefix1_chance", "prefix2", "prefix2_chance")
+    lengths = ("nearest10", "nearest10_chance", "prefix1", "prefix1_chance", "prefix2", "prefix2_chance")
     record["neighbour_hit_rate"] = {
         kind: {name: spread(one[name] for one in each) for name in lengths} | {"seeds": len(each)}
         for kind, each in rates.items()

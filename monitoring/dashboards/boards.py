@@ -35,7 +35,20 @@ def age(metric: str) -> str:
 
 def serving() -> Any:
     """Model servers and what they deliver."""
-    answers = [
+    return board(
+        "serving",
+        "OneRec serving",
+        "Model servers: answers, latency by stage, versions.",
+        [
+            ("Answers", _answers()),
+            ("Versions and catalogue", _bundles()),
+            ("Health", [*_health(), _served_events()]),
+        ],
+    )
+
+
+def _answers() -> list[Panel]:
+    return [
         Panel(
             title="Requests by outcome",
             about="HTTP status; 429 is a full queue, 499 a client that went away.",
@@ -78,7 +91,10 @@ def serving() -> Any:
             ],
         ),
     ]
-    bundles = [
+
+
+def _bundles() -> list[Panel]:
+    return [
         Panel(
             title="Replicas by version",
             about="How many servers have a version in service; two lines cross during a roll-out.",
@@ -101,16 +117,6 @@ def serving() -> Any:
             ],
         ),
     ]
-    return board(
-        "serving",
-        "OneRec serving",
-        "Model servers: answers, latency by stage, versions.",
-        [
-            ("Answers", answers),
-            ("Versions and catalogue", bundles),
-            ("Health", [*_health(), _served_events()]),
-        ],
-    )
 
 
 def _health() -> list[Panel]:
@@ -195,7 +201,38 @@ def training() -> Any:
 
 def loop() -> Any:
     """From feedback to the next model: intake, features, runs."""
-    intake = [
+    about = "Intake, on-line features and pipeline runs."
+    rows = [("Runs", _runs()), ("Intake", _intake()), ("On-line features", _features())]
+    return board("loop", "OneRec loop", about, rows, "now-24h")
+
+
+def _runs() -> list[Panel]:
+    return [
+        number("Run open", "1 while the newest run has not ended.", "onerec_run_open"),
+        number("Since a run moved", "", age("onerec_run_progress_timestamp_seconds"), "s"),
+        number(
+            "Since a model was published", "", age('onerec_run_finished_timestamp_seconds{outcome="published"}'), "s"
+        ),
+        number("Since the newest impression", "", age("onerec_impressions_newest_timestamp_seconds"), "s"),
+        Panel(
+            title="Since a stage finished",
+            about="By stage, over all runs.",
+            queries=[(age("onerec_stage_finished_timestamp_seconds"), "{{stage}}")],
+            unit="s",
+            width=12,
+        ),
+        Panel(
+            title="Since an alias was set",
+            about="",
+            queries=[(age("onerec_alias_set_timestamp_seconds"), "{{alias}} {{version}}")],
+            unit="s",
+            width=12,
+        ),
+    ]
+
+
+def _intake() -> list[Panel]:
+    return [
         Panel(
             title="Events accepted",
             about="On disk and acknowledged.",
@@ -247,7 +284,10 @@ def loop() -> Any:
             ],
         ),
     ]
-    features = [
+
+
+def _features() -> list[Panel]:
+    return [
         Panel(
             title="Updater",
             about="Events folded into windows, users pushed, feedback without an impression.",
@@ -275,32 +315,6 @@ def loop() -> Any:
             queries=[("sum(onerec_collector_updater_skipped_events_total)", "events")],
         ),
     ]
-    now = [
-        number("Run open", "1 while the newest run has not ended.", "onerec_run_open"),
-        number("Since a run moved", "", age("onerec_run_progress_timestamp_seconds"), "s"),
-        number(
-            "Since a model was published", "", age('onerec_run_finished_timestamp_seconds{outcome="published"}'), "s"
-        ),
-        number("Since the newest impression", "", age("onerec_impressions_newest_timestamp_seconds"), "s"),
-        Panel(
-            title="Since a stage finished",
-            about="By stage, over all runs.",
-            queries=[(age("onerec_stage_finished_timestamp_seconds"), "{{stage}}")],
-            unit="s",
-            width=12,
-        ),
-        Panel(
-            title="Since an alias was set",
-            about="",
-            queries=[(age("onerec_alias_set_timestamp_seconds"), "{{alias}} {{version}}")],
-            unit="s",
-            width=12,
-        ),
-    ]
-    about = "Intake, on-line features and pipeline runs."
-    return board(
-        "loop", "OneRec loop", about, [("Runs", now), ("Intake", intake), ("On-line features", features)], "now-24h"
-    )
 
 
 def drift() -> Any:
