@@ -8,8 +8,6 @@ items and take-downs give a new catalogue and trie around the same model.
 """
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -25,7 +23,6 @@ from models.serving.telemetry import Telemetry
 
 POLL_S = 1.0
 MAX_RETRY_S = 300.0
-LOADER_NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +104,6 @@ class Follower:
                 self._explain(str(error.args[0] if error.args else error))
 
     def _poll(self) -> None:
-        if sys.platform == "linux":  # a thread's own priority: loading and warming up give way to requests
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
         while not self._stopped.is_set():
             try:
                 self.check()
