@@ -5,6 +5,7 @@ write them anew: ``GOLDEN=write python -m pytest tests/pipelines/test_golden.py`
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from components.base import REGISTRY, TAG
-from pipelines.compilation import PIPELINES, compile_one
+from pipelines.compilation import PIPELINES
 from pipelines.profiles import PROFILES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,9 +61,10 @@ def _source(source: Object) -> str:
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_specification_is_the_one_that_was_read(tmp_path: Path, name: str, profile: str) -> None:
-    path = compile_one(name, tmp_path / "pipeline.yaml", PROFILES[profile])
-    made = normalised(list(yaml.load_all(path.read_text(), yaml.CSafeLoader)))
+def test_the_specification_is_the_one_that_was_read(
+    compiled: Callable[[str, str], Path], name: str, profile: str
+) -> None:
+    made = normalised(list(yaml.load_all(compiled(name, profile).read_text(), yaml.CSafeLoader)))
     golden = GOLDEN / f"{name}-{profile}.yaml"
     if os.environ.get("GOLDEN") == "write":
         golden.parent.mkdir(exist_ok=True)

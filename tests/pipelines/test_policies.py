@@ -19,10 +19,9 @@ GPU = "nvidia.com/gpu"
 
 
 @pytest.fixture(scope="module", params=[(name, profile) for name in PIPELINES for profile in PROFILES], ids="-".join)
-def documents(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+def documents(request: pytest.FixtureRequest, compiled: Callable[[str, str], Path]) -> list[Object]:
     """The two documents of a compiled file: what runs, and how on Kubernetes."""
-    name, profile = request.param
-    return load(compile_one(name, tmp_path_factory.mktemp("policies") / "pipeline.yaml", PROFILES[profile]))
+    return load(compiled(*request.param))
 
 
 def load(path: Path) -> list[Object]:
@@ -48,8 +47,8 @@ def test_every_pod_keeps_the_rules(documents: list[Object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
-    return load(compile_one("training", tmp_path_factory.mktemp("planted") / "pipeline.yaml", PROFILES["gpu"]))
+def training(compiled: Callable[[str, str], Path]) -> list[Object]:
+    return load(compiled("training", "gpu"))
 
 
 def root(spec: Object, config: Object) -> None:
