@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DAYS ?= 4
 DATA ?=
 ARGS ?=
+WORKERS ?= 2
 ENGINE ?= docker
 REGISTRY ?= ghcr.io/onerec-platform
 TORCH ?= cpu
@@ -22,7 +23,7 @@ SOURCES := features monitoring models components pipelines benchmarks tests
 help: ## Show this help
 	@echo "OneRec platform. The targets:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON (a Python 3.11), DAYS (of the demo), DATA (real logs for the demo), ARGS (more for pytest)"
+	@echo "Variables: PYTHON (a Python 3.11), DAYS (of the demo), DATA (real logs for the demo), ARGS (more for pytest), WORKERS (of the tests)"
 
 install: $(STAMP) ## Build .venv with everything pinned in constraints.txt
 
@@ -60,8 +61,8 @@ promtool: install ## Take promtool, which tests the alert rules, from Debian's p
 	else echo "note: no promtool from Debian's packages; tests of alert rules are skipped until one is in the PATH"; fi; \
 	rm -rf $$folder
 
-test: install promtool ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: install promtool ## Run the tests, in WORKERS processes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-long: install ## Run the long tests: kills, soaks, fuzzing
 	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)

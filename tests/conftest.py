@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 import urllib3
@@ -26,6 +27,10 @@ from features.storage import Storage, connect
 
 # Tiny models gain nothing from threads, and threads that spin beside the test servers cost minutes. Before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No example is too slow: machines are noisy, and two test processes share one.
+hypothesis.settings.register_profile("noisy", deadline=None)
+hypothesis.settings.load_profile("noisy")
 
 
 @dataclass(frozen=True)

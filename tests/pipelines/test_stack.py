@@ -376,7 +376,7 @@ def test_the_whole_platform(home: Path, clean_environment: None) -> None:
         assert [row.state for row in stack.status(home)] == ["healthy"] * len(names)
         assert all(row.memory_bytes > 0 for row in stack.status(home))
         assert {name: model.ready for name, model in stack.models(home).items()} == dict.fromkeys(MODELS, False)
-        job = subprocess.run([sys.executable, "-c", RAY_JOB], capture_output=True, text=True, timeout=60, check=False)
+        job = subprocess.run([sys.executable, "-c", RAY_JOB], capture_output=True, text=True, timeout=180, check=False)
         assert job.stdout.strip() == str(home), job.stderr[-2000:]
         assert listening(home, lambda address: not loopback(address)) == set()
         ports = listening(home, loopback)
