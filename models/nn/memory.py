@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NEVER = -1e4
+"""The logit of a prefix that does not exist: its probability is 0 in fp32, and 0 times its logarithm is 0, not NaN."""
+
 
 class LevelMemory(nn.Module):
     """The prefixes of one level below the first, each the code ``key % codes`` after the row ``key // codes``."""
@@ -62,7 +65,7 @@ class LevelMemory(nn.Module):
         return F.embedding(row, self.weight, padding_idx=0)
 
     def logits(self, query_BTE: Tensor, codes_CE: Tensor, above_BT: Tensor) -> Tensor:
-        """[B, T, C]: ``query`` times code plus prefix vector, -inf where no such prefix is known.
+        """[B, T, C]: ``query`` times code plus prefix vector, NEVER where no such prefix is known.
 
         After a prefix without known continuations the codes alone count: a softmax needs something to choose from.
         """
@@ -71,8 +74,8 @@ class LevelMemory(nn.Module):
         own = torch.einsum("bte,btke->btk", query_BTE, self(row))
         # Scattered beside the last code when there is no such child, and cut off again.
         code = torch.where(exists, code, self.codes)
-        known = shared.new_full((*shared.shape[:-1], self.codes + 1), -torch.inf)
-        padded = F.pad(shared, (0, 1), value=-torch.inf)
+        known = shared.new_full((*shared.shape[:-1], self.codes + 1), NEVER)
+        padded = F.pad(shared, (0, 1), value=NEVER)
         known = known.scatter(-1, code, padded.gather(-1, code) + own)[..., : self.codes]
         return torch.where(exists.any(-1, keepdim=True), known, shared)
 

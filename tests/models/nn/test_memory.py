@@ -1,5 +1,7 @@
 """The memory of SID prefixes, alone and in the lazy decoder."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,8 @@ from models.decoding.beam import beam_search
 from models.decoding.trie import Trie
 from models.generator import Generator
 from models.nn.memory import PathMemory
+from models.objectives.ntp import ntp_loss
+from models.objectives.policy import divergence, guards
 from models.onerec_v2 import OneRecV2, V2Config
 from models.pathways import ContextTensors, to_tensors
 from models.tokenizer.vocabulary import Catalogue
@@ -122,9 +126,24 @@ def test_beam_search_finds_what_teacher_forcing_scores(model: OneRecV2, context:
 
 def test_an_item_remembered_later_can_be_generated_at_once(model: OneRecV2, context: ContextTensors) -> None:
     new = tensor([(0, 0, 3)])
-    assert log_prob(model, context, new)[..., -1].max() == -torch.inf
+    assert log_prob(model, context, new)[..., -1].exp().max() == 0
     model.remember(new)
-    assert log_prob(model, context, new).isfinite().all()
+    assert log_prob(model, context, new).exp().min() > 0
+
+
+def test_padding_and_prefixes_that_do_not_exist_leave_losses_and_guards_finite(
+    model: OneRecV2, context: ContextTensors
+) -> None:
+    targets = torch.stack([KNOWN[:2], torch.full((2, 3), -1)])
+    mask = torch.tensor([[True, True], [False, False]])
+    logits = model(context, targets)
+    loss = ntp_loss(logits, targets, mask.float())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(each.grad is None or each.grad.isfinite().all() for each in model.parameters())
+    found = guards(logits, targets, torch.zeros(2, 2), torch.full((2, 2, 3), torch.nan), mask)
+    assert all(math.isfinite(value) for value in found.values())
+    assert divergence(logits, logits, mask) == 0
 
 
 def test_the_item_head_has_a_column_for_each_item(model: OneRecV2, context: ContextTensors) -> None:
