@@ -1,4 +1,4 @@
-"""Components: evaluate through the recommender that serves, then bless or refuse."""
+"""Components: evaluate through the recommender and the server that serve, then bless or refuse."""
 
 from kfp import dsl
 
@@ -9,8 +9,11 @@ from components.base import component, light
 def evaluate(
     run_id: str, aligned: str, base: str, metrics: dsl.Output[dsl.Metrics], card: dsl.Output[dsl.HTML]
 ) -> None:
-    """Item-level metrics on the held-out requests, beside popularity, ItemKNN and the model in production."""
-    from models.stages import evaluate_run
+    """Item-level metrics on the held-out requests, beside popularity, ItemKNN and the blessed model ``base``.
+
+    Then the real server is started on the candidate and asked; what it answers is for ``bless`` to judge.
+    """
+    from models.release import evaluate_run
 
     summary, page = evaluate_run(run_id, aligned=aligned, base=base)
     for name, value in summary.items():

@@ -7,11 +7,14 @@ redo it. The returned digest names the content and is what the next stage takes 
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class Run:
         return f"runs/{self.run_id}/{stage}"
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage recorded (``digest``, ``inputs``, ``summary``), or None."""
+        """What a finished stage recorded (``digest``, ``inputs``, ``summary``, ``finished_at``, ``cost``), or None."""
         try:
             record: dict[str, Any] = self.storage.get_json(f"{self.prefix(stage)}/done.json")
         except ObjectMissing:
@@ -65,12 +68,15 @@ class Run:
         record = self.done(stage)
         if record is not None and record["inputs"] == inputs:
             return str(record["digest"])
+        began, used = time.monotonic(), _processor_seconds()
         with _scratch(keep, f"{self.run_id}-{stage}-{_short(inputs)}") as folder:
             summary = work(folder)
             digest = folder_digest(folder)
             self._replace(stage, folder)
+        cost = {"seconds": time.monotonic() - began, "cpu_seconds": _processor_seconds() - used}
+        finished = {"finished_at": datetime.now(UTC).isoformat(), "cost": cost}
         self.storage.put_json(
-            f"{self.prefix(stage)}/done.json", {"digest": digest, "inputs": inputs, "summary": summary}
+            f"{self.prefix(stage)}/done.json", {"digest": digest, "inputs": inputs, "summary": summary, **finished}
         )
         return digest
 
@@ -92,6 +98,12 @@ def _scratch(keep: Path | None, name: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _short(inputs: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     admin_token: SecretStr = SecretStr("")
     """Who may tell a model server to load, or to take a trainer's weights; empty: nobody."""
     server_url: str = "http://127.0.0.1:8080"
+    rollout_url: str = ""
+    """A model server of role rollout that alignment asks for samples; empty: it draws them in its own process."""
     ray_address: str = ""
     ray_workers: int = 1
     """How many workers train together on Ray, each on a GPU where the cluster has them."""
@@ -42,6 +44,8 @@ class Settings(BaseSettings):
     """The API of Kubeflow Pipelines, such as http://ml-pipeline.kubeflow.svc:8888; empty: there is none."""
     kfp_namespace: str = "kubeflow"
     """Where runs go; of a multi-user Kubeflow the profile's namespace."""
+    inference_service: str = ""
+    """namespace/name of the InferenceService whose canary the pipelines drive; empty: a canary is aliases alone."""
     late_hours: float = 24
     """How much later than its impression feedback may happen and still be joined."""
     retention_days: float = 90

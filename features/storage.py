@@ -100,6 +100,12 @@ class Storage:
             listed = [o.object_name for o in self.client.list_objects(self.bucket, prefix=prefix, recursive=True)]
         return iter(sorted(name for name in listed if name is not None))
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names of what lies directly below ``prefix`` and holds more: one each, however much it holds."""
+        with self._reporting(prefix):
+            listed = [o.object_name for o in self.client.list_objects(self.bucket, prefix=prefix) if o.is_dir]
+        return sorted(str(name).removeprefix(prefix).rstrip("/") for name in listed)
+
     def objects(self, prefix: str) -> list[tuple[str, int, datetime]]:
         """Key, bytes and time of the last change of every object whose key begins with ``prefix``, by key."""
         with self._reporting(prefix):

@@ -9,6 +9,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
 from models.generator import Generator, GeneratorConfig
 from models.naive import NaiveConfig, NaiveDecoder
 from models.onerec_session import OneRecSession, SessionConfig
@@ -41,9 +44,25 @@ def model_of(config: GeneratorConfig) -> Generator:
     return ARCHITECTURES[name_of(config)][1](config)
 
 
-def build(architecture: str, config: Mapping[str, Any]) -> Generator:
-    """A new model from what ``describe`` gave; raises ValueError as ``config_of`` does."""
-    return model_of(config_of(architecture, config))
+_DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out random initial values: they are nearly all of the time that a new model takes."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func in _DRAWN else func(*args, **kwargs)  # torch.nn.init hands on by keyword
+
+
+def restored(config: GeneratorConfig, state: Mapping[str, Tensor]) -> Generator:
+    """The model of ``config`` with the weights of ``state``, strictly; raises RuntimeError when they do not fit."""
+    with _Undrawn():
+        model = model_of(config)
+    model.load_state_dict(state)
+    return model
 
 
 def name_of(config: GeneratorConfig) -> str:

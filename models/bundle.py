@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from features.histories.windows import Limits
 from features.storage import ObjectMissing, Storage
-from models.architectures import build, to_json
+from models.architectures import config_of, restored, to_json
 from models.decoding.trie import Trie
 from models.generator import Generator
 from models.rewards.reward import REWARD, RewardModel, load_reward, save_reward
@@ -62,24 +62,34 @@ def publish(
     ``data_time`` is the (UTC) end of the data it was trained on, ``parents`` the versions it continues.
     Publishing the same content again changes nothing. Raises ValueError when a required file is missing.
     """
-    files = _describe(folder)
-    version = version_name(data_time, content_digest(files))
-    prefix = f"{ROOT}/{version}"
+    manifest = seal(folder, data_time=data_time, parents=parents, lineage=lineage)
+    version, prefix = str(manifest["version"]), f"{ROOT}/{manifest['version']}"
     if storage.exists(f"{prefix}/{MANIFEST}"):
         return version
-    for name in files:
+    for name in manifest["files"]:
         storage.put(f"{prefix}/{name}", (folder / name).read_bytes())
-    manifest = {
-        "version": version,
+    storage.put_json(f"{prefix}/{MANIFEST}", manifest)
+    return version
+
+
+def seal(
+    folder: Path, *, data_time: datetime, parents: Sequence[str] = (), lineage: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest that ``publish`` would write: what the folder holds, and the version that makes of it.
+
+    Raises ValueError when a required file is missing.
+    """
+    files = _describe(folder)
+    digest = content_digest(files)
+    return {
+        "version": version_name(data_time, digest),
         "data_time": data_time.astimezone(UTC).isoformat(),
         "published_at": datetime.now(UTC).isoformat(),
-        "digest": content_digest(files),
+        "digest": digest,
         "files": files,
         "parents": list(parents),
         "lineage": dict(lineage or {}),
     }
-    storage.put_json(f"{prefix}/{MANIFEST}", manifest)
-    return version
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
@@ -219,6 +229,12 @@ def read_alias(storage: Storage, alias: str) -> str | None:
         return None
 
 
+def remove_alias(storage: Storage, alias: str, version: str) -> None:
+    """Removes ``alias`` if it points at ``version``; who follows it keeps what it serves."""
+    if read_alias(storage, alias) == version:
+        storage.remove(f"{ROOT}/aliases/{alias}.json")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
     """A bundle in memory, ready to recommend from."""
@@ -255,8 +271,8 @@ class Bundle:
     @classmethod
     def _read(cls, folder: Path, version: str, device: str) -> "Bundle":
         config = json.loads((folder / "config.json").read_text())
-        model = build(config["architecture"], config["model"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        known = config_of(config["architecture"], config["model"])
+        model = restored(known, load_file(folder / "model.safetensors"))
         catalogue = Catalogue.from_tables(
             pq.read_table(folder / "sids.parquet"), pq.read_table(folder / "items.parquet")
         )

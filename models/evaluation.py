@@ -2,17 +2,20 @@
 
 A request's relevant items are those its user engaged with (``features.histories.windows.is_positive``); a ranking is
 judged by Recall and NDCG at 10 and 50 beside popularity and ItemKNN, which see the same exclusions. SID-level hits
-are never counted: they reward a collapsed tokenizer. Guard-rails: legality of unconstrained samples, coverage, share
-of cold items, density (how alike the items of one list are).
+are never counted: they reward a collapsed tokenizer. Guard-rails: P-Score of the lists, legality of unconstrained
+samples, coverage, share of cold items, density (how alike the items of one list are), latency.
 """
 
 import html
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from models.bundle import Bundle
+from models.pathways import to_tensors
 from models.serving.recommender import Recommender
 from models.tokenizer.vocabulary import Catalogue
 from models.training.data import Holdout
@@ -20,6 +23,10 @@ from monitoring.experiment import Interval, bootstrap_mean
 
 CUTOFFS = (10, 50)
 COLD_EXPOSURES = 20
+JUDGED = 64
+"""Requests that the reward model judges at once."""
+TIMED = ("latency_ms",)
+"""Metrics that another run of the same work gives anew: not on the card, whose content names a stage."""
 Rankings = Sequence[Sequence[str]]
 
 
@@ -84,6 +91,37 @@ def density(rankings: Rankings, catalogue: Catalogue) -> float:
     return float(np.mean(shares)) if shares else 0.0
 
 
+def mean_reward(bundle: Bundle, holdout: Holdout, rankings: Rankings) -> float:
+    """Mean P-Score of the top tens, as the reward model of ``bundle`` judges them; items it does not know are left out.
+
+    One judge for all rivals: the candidate's, which has seen the newest data.
+    """
+    assert bundle.reward is not None, "only called for bundles with a reward model"
+    device, total, count = bundle.trie.sids.device, 0.0, 0
+    for first in range(0, len(rankings), JUDGED):
+        part = slice(first, first + JUDGED)
+        rows = np.full((len(rankings[part]), 10), -1, np.int64)
+        for request, ranking in enumerate(rankings[part]):
+            rows[request, : len(ranking[:10])] = bundle.catalogue.rows(list(ranking[:10]))
+        context = to_tensors(holdout.context.take(part), bundle.catalogue, device)
+        p = bundle.reward.judge(context, rows, bundle.catalogue).p.cpu().numpy()
+        total, count = total + float(p[rows >= 0].sum()), count + int((rows >= 0).sum())
+    return total / count if count else 0.0
+
+
+def latency_ms(asked: Mapping[str, tuple[Recommender, Holdout]], requests: int = 20) -> dict[str, float]:
+    """Median milliseconds of one request, one user each, by name; the rivals take turns, on this machine, as it is."""
+    taken: dict[str, list[float]] = {name: [] for name in asked}
+    for number in range(requests + 1):
+        for name, (recommender, holdout) in asked.items():
+            row = number % max(len(holdout), 1)
+            one = holdout.context.take(slice(row, row + 1))
+            began = time.perf_counter()
+            recommender.recommend(one, num_items=10, beam_width=32)
+            taken[name].append(1000 * (time.perf_counter() - began))
+    return {name: float(np.median(times[1:])) for name, times in taken.items()}  # the first pays for first times
+
+
 def compare(rankings: Rankings, rival: Rankings, holdout: Holdout, metric: str = "recall@50") -> Interval:
     """Paired bootstrap over requests of ``metric(rankings) - metric(rival)``."""
     return bootstrap_mean(
@@ -109,10 +147,12 @@ def evaluate(
         )
     catalogue = candidate.bundle.catalogue
     answers = recommend(candidate, holdout)
+    judged, asked = {"candidate": answers}, {"candidate": (candidate, holdout)}
     result: dict[str, Any] = {"candidate": describe(answers, holdout, catalogue, exposures_of)}
     result["candidate"]["legality"] = candidate.legality(holdout.context)
     if production is not None and production_holdout is not None:
-        theirs = recommend(production, production_holdout)
+        theirs = judged["production"] = recommend(production, production_holdout)
+        asked["production"] = (production, production_holdout)
         result["production"] = describe(theirs, holdout, catalogue, exposures_of)
         result["production"]["legality"] = production.legality(production_holdout.context)
         interval = compare(answers, theirs, holdout)
@@ -121,6 +161,13 @@ def evaluate(
     for name, rankings in baselines.items():
         result[name] = describe(rankings, holdout, catalogue, exposures_of)
         result[f"candidate_over_{name}"] = asdict(compare(answers, rankings, holdout))
+    if candidate.bundle.reward is not None:
+        for name, rankings in {**judged, **baselines}.items():
+            result[name]["reward"] = mean_reward(candidate.bundle, holdout, rankings)
+        if "popularity" in result:
+            result["candidate"]["reward_lift"] = result["candidate"]["reward"] / result["popularity"]["reward"]
+    for name, median in latency_ms(asked).items():
+        result[name]["latency_ms"] = median
     return result
 
 
@@ -132,6 +179,7 @@ def card(result: Mapping[str, Any]) -> str:
         + "".join(f"<td>{result[name][metric]:.4f}</td>" if metric in result[name] else "<td></td>" for name in columns)
         + "</tr>"
         for metric in result["candidate"]
+        if metric not in TIMED
     )
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     return (

@@ -8,7 +8,7 @@ from models.generator import GeneratorConfig
 from models.sizes import V1_SIZES, V2_SIZES, preset
 from models.tokenizer.tokenizer import TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
-from models.training.align import AlignConfig
+from models.training.alignment import AlignConfig
 from models.training.config import LAW
 from models.training.pretrain import PretrainConfig
 from models.training.reward import RewardConfig
@@ -75,23 +75,28 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
         raise ValueError(f"overrides {overrides!r} are not a JSON object ({error})") from error
     if not isinstance(given, dict):
         raise ValueError(f'overrides are {overrides!r}; expected a JSON object such as {{"pretrain.epochs": 2}}')
-    for path, value in given.items():
-        chosen = _override(chosen, path, value)
-    return chosen
+    return _overridden(chosen, given)
 
 
-def _override(chosen: Recipe, path: str, value: Any) -> Recipe:
-    part, _, name = path.rpartition(".")
+def _overridden(chosen: Recipe, given: dict[str, Any]) -> Recipe:
+    """``chosen`` with all fields of a part set at once: one may need the other, in whatever order they are given."""
     parts: dict[str, Any] = {
         "": chosen,
         **{p: getattr(chosen, p) for p in ("tokenizer", "pretrain", "incremental", "align", "reward")},
     }
     known = {p: {field.name for field in fields(config)} for p, config in parts.items()}
-    if name not in known.get(part, ()) or (not part and name in (*parts, "preset")):
-        names = sorted(f"{p}.{field}" for p in known if p for field in known[p])
-        raise ValueError(f"the recipe has no field {path!r}; it has dropout, {', '.join(names)}")
-    try:
-        changed: Any = replace(parts[part], **{name: value})
-    except TypeError as error:
-        raise ValueError(f"recipe field {path!r} cannot be {value!r}: {error}") from error
-    return replace(chosen, **{part: changed}) if part else changed
+    values: dict[str, dict[str, Any]] = {}
+    for path, value in given.items():
+        part, _, name = path.rpartition(".")
+        if name not in known.get(part, ()) or (not part and name in (*parts, "preset")):
+            names = sorted(f"{p}.{field}" for p in known if p for field in known[p])
+            raise ValueError(f"the recipe has no field {path!r}; it has dropout, {', '.join(names)}")
+        values.setdefault(part, {})[name] = value
+    for part, changes in values.items():
+        try:
+            changed: Any = replace(chosen if not part else parts[part], **changes)
+        except TypeError as error:
+            told = ", ".join(f"{f'{part}.{name}'.lstrip('.')!r} cannot be {value!r}" for name, value in changes.items())
+            raise ValueError(f"recipe field {told}: {error}") from error
+        chosen = replace(chosen, **{part: changed}) if part else changed
+    return chosen

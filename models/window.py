@@ -25,11 +25,14 @@ class NoBase(ValueError):
     """A run was to go on from a model that does not exist; the message says what to do."""
 
 
-def prepare_all(run_id: str, *, start: str, end: str) -> str:
-    """Freezes [start, end), by default all that is stored, as the run's data; returns the digest."""
+def prepare_all(run_id: str, *, start: str, end: str, against: str = "") -> tuple[dict[str, str], str]:
+    """Freezes [start, end), by default all that is stored, as the run's data; returns (choice, digest).
+
+    ``base`` in the choice is the version behind the alias ``against``, empty when that was never set.
+    """
     storage = connect()
-    chosen = _once(storage, run_id, {"start": start, "end": end}, _everything)
-    return prepare(run_id, chosen["start"], chosen["end"], chosen["start"])
+    chosen = _once(storage, run_id, {"start": start, "end": end, "base": against}, _everything)
+    return chosen, prepare(run_id, chosen["start"], chosen["end"], chosen["start"])
 
 
 def prepare_newest(run_id: str, given: dict[str, str], *, base: str, targets: str) -> tuple[dict[str, str], str]:
@@ -75,8 +78,12 @@ def _once(storage: Storage, run_id: str, given: dict[str, str], choose: Choice) 
 
 
 def _everything(storage: Storage, given: dict[str, str]) -> dict[str, str]:
-    first, last = stored_hours(storage)
-    return {"start": given["start"] or first.isoformat(), "end": given["end"] or last.isoformat()}
+    first, last = (given["start"], given["end"])
+    if not (first and last):
+        stored = stored_hours(storage)
+        first, last = first or stored[0].isoformat(), last or stored[1].isoformat()
+    base = (read_alias(storage, given["base"]) or "") if _is_alias(given["base"]) else given["base"]
+    return {"start": first, "end": last, "base": base}
 
 
 def _newest(storage: Storage, given: dict[str, str]) -> dict[str, str]:

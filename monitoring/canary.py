@@ -1,7 +1,7 @@
 """When to promote a canary, roll it back, or go on: a group-sequential test with a stated error rate.
 
 Users are compared, not exposures: one user's exposures resemble each other. At each of a planned number of looks every
-measure is tested one-sided for non-inferiority, H0: canary <= (1 - margin) * stable, on all users so far. The error
+measure is tested one-sided for non-inferiority, H0: canary <= (1 - margin) * stable - floor, on all users. The error
 rate is spent over the looks, alpha * ((k / K)^2 - ((k - 1) / K)^2) at look k, and added up by the union bound: it holds
 however the looks depend on each other, which they do when the same users come back (Lan & DeMets' spending with
 independent increments would be a little quicker and is not valid here). Promotion wants every measure to pass, so a
@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 from scipy import stats
 
 PROMOTE, ROLLBACK, CONTINUE = "promote", "rollback", "continue"
+MEASURED = ("stay_seconds", "dislikes")
+NOTHING = dict.fromkeys(MEASURED, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,19 @@ class Measure:
     margin: float
     """The bearable relative loss."""
     more_is_better: bool = True
+    floor: float = 0.0
+    """A loss a user that is bearable beside the relative one: of what hardly ever happens, a share is nothing."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin < 1:
-            raise ValueError(f"the margin of {self.name!r} is {self.margin}; expected a share between 0 and 1")
+        if not 0 < self.margin < 1 or self.floor < 0:
+            raise ValueError(
+                f"{self.name!r} has margin {self.margin} and floor {self.floor}; expected a share between 0 and 1, and "
+                "at least 0"
+            )
 
 
 STAY_TIME = Measure(name="stay_seconds", margin=0.05)
-DISLIKES = Measure(name="dislikes", margin=0.5, more_is_better=False)
+DISLIKES = Measure(name="dislikes", margin=0.5, more_is_better=False, floor=0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +125,21 @@ def _test(measure: Measure, stable: Arm, canary: Arm, good_rate: float, bad_rate
     """(not inferior by the margin, worse than stable, a sentence)."""
     sign = 1 if measure.more_is_better else -1
     bearable = 1 - sign * measure.margin
-    good = _p_value(canary, stable, factor=bearable, sign=sign)
+    good = _p_value(canary, stable, factor=bearable, sign=sign, floor=measure.floor)
     bad = _p_value(canary, stable, factor=1.0, sign=-sign)
-    change = canary.mean / stable.mean - 1 if stable.mean else math.nan
+    change = f"{canary.mean / stable.mean - 1:+.1%}" if stable.mean else "from nothing"
     sentence = (
-        f"{measure.name} {canary.mean:.4g} against {stable.mean:.4g} ({change:+.1%}); "
+        f"{measure.name} {canary.mean:.4g} against {stable.mean:.4g} ({change}); "
         f"p {good:.2g} of being worse by {measure.margin:.0%} or more (promotes below {good_rate:.2g}), "
         f"p {bad:.2g} of not being worse (rolls back below {bad_rate:.2g})"
     )
     return good < good_rate, bad < bad_rate, sentence
 
 
-def _p_value(canary: Arm, stable: Arm, *, factor: float, sign: int) -> float:
-    """One-sided p of H0: sign * (canary - factor * stable) <= 0, by Welch's t on users."""
+def _p_value(canary: Arm, stable: Arm, *, factor: float, sign: int, floor: float = 0.0) -> float:
+    """One-sided p of H0: sign * (canary - factor * stable) + floor <= 0, by Welch's t on users."""
     parts = np.array([canary.variance / canary.users, factor**2 * stable.variance / stable.users])
-    difference = sign * (canary.mean - factor * stable.mean)
+    difference = sign * (canary.mean - factor * stable.mean) + floor
     total = float(parts.sum())
     if total == 0:  # everybody alike: a difference is certain, none says nothing
         return 0.0 if difference > 0 else 1.0
@@ -140,17 +147,54 @@ def _p_value(canary: Arm, stable: Arm, *, factor: float, sign: int) -> float:
     return float(stats.t.sf(difference / math.sqrt(total), freedom))
 
 
-def compare(exposures: pa.Table, users: Mapping[str, Sequence[str]]) -> dict[str, tuple[Arm, Arm]]:
+def compare(
+    exposures: pa.Table, users: Mapping[str, Sequence[str]], before: pa.Table | None = None
+) -> dict[str, tuple[Arm, Arm]]:
     """(stable, canary) of stay time and dislikes from EXPOSURE rows; ``users`` names those of "stable" and of "canary".
 
-    A user without exposures counts as 0: somebody who does not come back has no stay time.
+    A user without exposures counts as 0: somebody who does not come back has no stay time. ``before`` holds exposures
+    of an earlier time, when both arms were treated alike: what they predict of each user is taken off (``adjusted``).
     """
-    grouped = exposures.select(["user_id"]).append_column("stay_seconds", pc.divide(exposures["play_ms"], 1000.0))
-    grouped = grouped.append_column("dislikes", pc.cast(exposures["dislike"], pa.int64()))
-    sums = grouped.group_by("user_id").aggregate([("stay_seconds", "sum"), ("dislikes", "sum")]).to_pydict()
+    now, earlier = _sums(exposures, "user_id"), _sums(before, "user_id") if before is not None else {}
     found = {}
-    for name in ("stay_seconds", "dislikes"):
-        of_user = dict(zip(sums["user_id"], sums[f"{name}_sum"], strict=True))
-        stable, canary = (Arm.of([of_user.get(user, 0.0) for user in users[arm]]) for arm in ("stable", "canary"))
-        found[name] = (stable, canary)
+    for name in MEASURED:
+        values, past = (
+            {arm: np.array([sums.get(user, NOTHING)[name] for user in users[arm]]) for arm in ("stable", "canary")}
+            for sums in (now, earlier)
+        )
+        values = adjusted(values, past)
+        found[name] = (Arm.of(values["stable"]), Arm.of(values["canary"]))
     return found
+
+
+def compare_requests(stable: pa.Table, canary: pa.Table) -> dict[str, tuple[Arm, Arm]]:
+    """(stable, canary) of stay time and dislikes a request, from the EXPOSURE rows that each model answered.
+
+    For traffic that is drawn anew at every request. One person's requests resemble each other, but they fall into both
+    arms, which takes variance off the difference: treating them as strangers errs on the side of going on.
+    """
+    sums = [list(_sums(table, "request_id").values()) for table in (stable, canary)]
+    return {name: (Arm.of([s[name] for s in sums[0]]), Arm.of([s[name] for s in sums[1]])) for name in MEASURED}
+
+
+def adjusted(values: Mapping[str, np.ndarray], past: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``values`` less what each user's ``past`` predicts (CUPED; Deng et al., WSDM 2013), the means' expectation kept.
+
+    One slope and one mean for both arms: the past is the same in expectation, so only chance is taken off.
+    """
+    filled = [arm for arm in values if len(values[arm])]
+    x, y = (
+        np.concatenate([each[arm] - each[arm].mean() for arm in filled] or [np.empty(0)]) for each in (past, values)
+    )
+    if not x.any():
+        return dict(values)
+    slope, mean = float((x * y).sum() / (x * x).sum()), float(np.concatenate(list(past.values())).mean())
+    return {arm: values[arm] - slope * (past[arm] - mean) for arm in values}
+
+
+def _sums(exposures: pa.Table, by: str) -> dict[str, dict[str, float]]:
+    """Seconds watched and dislikes of every user, or of every request."""
+    grouped = exposures.select([by]).append_column("stay_seconds", pc.divide(exposures["play_ms"], 1000.0))
+    grouped = grouped.append_column("dislikes", pc.cast(exposures["dislike"], pa.int64()))
+    rows = grouped.group_by(by).aggregate([(name, "sum") for name in MEASURED]).to_pylist()
+    return {row[by]: {name: float(row[f"{name}_sum"]) for name in MEASURED} for row in rows}

@@ -1,15 +1,16 @@
-"""Drift of exposures and predictions, measured by Evidently, and the decision to retrain that follows from it.
+"""Drift of exposures, features, predictions and reward, measured by Evidently, and what follows from it.
 
 Scores are effect sizes (PSI, normed Wasserstein, Jensen-Shannon), never p-values: those fire on any large
 sample. A window below the minimum of rows gives the verdict "insufficient data", not a guess. Where both windows
 hold enough exposures from one source of traffic (our own model first) those are compared, so that a change in the
-traffic mix is not taken for a change of the world.
+traffic mix is not taken for a change of the world. The data gate (``monitoring.validation``) looks at the same windows,
+the trigger (``monitoring.trigger``) decides on both.
 """
 
 import logging
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.histories.windows import is_positive
+from features.intake import partitions
 from features.runs import Run
-from features.schema import SOURCES
+from features.schema import FLAGS, SOURCES, label_bits
 from features.settings import settings
 from features.storage import connect
+from monitoring import trigger
+from monitoring.trigger import DRIFT, INSUFFICIENT, STABLE
+from monitoring.validation import Validation, validate
 
 log = logging.getLogger(__name__)
 
 MINIMUM_ROWS = 500
 COMMON_TAGS = 20
 """Tags beyond the reference's most engaged ones count as one: a distance over many rare categories is mostly noise."""
-DRIFT, STABLE, INSUFFICIENT = "drift", "stable", "insufficient data"
+SID_LEVELS = 3
+LONG_CONTEXT = 256
+"""Earlier views beyond so many are all alike to the model's short pathways."""
+RARE = ("like", "follow", "comment", "forward", "collect", "profile_enter", "dislike")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +55,26 @@ class Column:
 COLUMNS = (
     Column(name="play_ratio", method="psi", threshold=0.03),
     Column(name="long_view", method="psi", threshold=0.02),
+    Column(name="click", method="psi", threshold=0.02),
+    Column(name="reward", method="psi", threshold=0.03),
     Column(name="engaged_tag", method="jensenshannon", threshold=0.15, categorical=True),
     Column(name="duration_s", method="psi", threshold=0.20),
-    Column(name="like", method="psi", threshold=0.02),
-    Column(name="dislike", method="psi", threshold=0.02),
+    *(Column(name=name, method="psi", threshold=0.02) for name in RARE),
+    Column(name="item_age_days", method="wasserstein", threshold=0.5, decides=False),
+    Column(name="history_views", method="wasserstein", threshold=0.5, decides=False),
+    Column(name="history_positive", method="wasserstein", threshold=0.5, decides=False),
     Column(name="log_prob", method="wasserstein", threshold=0.25, decides=False),
-    Column(name="sid_1", method="jensenshannon", threshold=0.25, categorical=True, decides=False),
+    *(
+        Column(name=f"sid_{level}", method="jensenshannon", threshold=0.25, categorical=True, decides=False)
+        for level in range(1, SID_LEVELS + 1)
+    ),
 )
 """Thresholds are ours, set on quiet and drifting weeks of the simulator (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftReport:
-    """The verdict, the score of each column, and how many rows were compared."""
+    """The verdict, the score of each column, how many rows were compared, and what the data gate says of them."""
 
     verdict: str
     reason: str
@@ -66,32 +82,84 @@ class DriftReport:
     rows_current: int
     columns: dict[str, dict[str, Any]]
     html: str
+    validation: Validation = field(default_factory=lambda: Validation(passed=True, failed=(), measures={}))
+    rows_by_hour: dict[str, int] = field(default_factory=dict)
+    """Exposures of the newest window by the hour in which they began."""
 
 
 def frame(exposures: pa.Table, items: pa.Table) -> pd.DataFrame:
-    """Scalars per exposure that drift is measured on: list columns cannot be tested."""
+    """Scalars per exposure that drift is measured on: list columns cannot be tested.
+
+    ``reward`` needs a reference (``rewarded``), the columns of ``contexts`` the user's earlier views; both come later.
+    """
     duration = exposures["duration_ms"].to_numpy().astype(np.float64)
     play = exposures["play_ms"].to_numpy().astype(np.float64)
     long_view = exposures["long_view"].to_numpy(zero_copy_only=False)
-    tags = {
-        item: (tag[0] if tag else "none")
-        for item, tag in zip(items["item_id"].to_pylist(), items["tags"].to_pylist(), strict=True)
-    }
-    tag = np.array([tags.get(item, "unknown") for item in exposures["item_id"].to_pylist()], object)
+    row = pc.index_in(exposures["item_id"], value_set=items["item_id"].combine_chunks())
+    tags = pc.fill_null(pc.list_element(_first(items["tags"]), 0), "none").take(row)
     log_probs = pd.Series(exposures["log_probs"].to_pylist(), dtype=object)
-    sids = pd.Series(exposures["sid"].to_pylist(), dtype=object)
+    uploaded = items["upload_time"].take(row).cast(pa.int64())
+    age_ms = pc.subtract(exposures["event_time"].cast(pa.int64()), uploaded).to_numpy(zero_copy_only=False)
     return pd.DataFrame(
         {
             "play_ratio": np.clip(play / np.maximum(duration, 1), 0, 3),
-            "long_view": long_view.astype(float),
-            "engaged_tag": pd.Series(tag).where(long_view),
+            "engaged_tag": pc.fill_null(tags, "unknown").to_pandas().where(long_view),
             "duration_s": duration / 1000,
-            "like": exposures["like"].to_numpy(zero_copy_only=False).astype(float),
-            "dislike": exposures["dislike"].to_numpy(zero_copy_only=False).astype(float),
+            **{name: exposures[name].to_numpy(zero_copy_only=False).astype(float) for name in FLAGS},
+            "item_age_days": age_ms.astype(float) / 86_400_000,
             "log_prob": log_probs.map(lambda values: float(np.sum(values)) if values is not None else np.nan),
-            "sid_1": sids.map(lambda sid: str(sid[0]) if sid is not None and len(sid) else None),
+            **_sid_columns(exposures),
         }
     )
+
+
+def _first(tags: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The lists, an empty one as null: ``list_element`` refuses to look into it."""
+    return pc.if_else(pc.greater(pc.fill_null(pc.list_value_length(tags), 0), 0), tags, pa.scalar(None, tags.type))
+
+
+def _sid_columns(exposures: pa.Table) -> dict[str, pd.Series]:
+    """The code of each level as text; None for what was served without a semantic ID."""
+    sids = pd.Series(exposures["sid"].to_pylist(), dtype=object)
+    return {
+        f"sid_{level}": sids.map(
+            lambda sid, place=level - 1: str(sid[place]) if sid is not None and len(sid) > place else None
+        )
+        for level in range(1, SID_LEVELS + 1)
+    }
+
+
+def rewarded(reference: pd.DataFrame, each: pd.DataFrame) -> np.ndarray:
+    """Reward [n] of ``each``: -1 disliked, 1 in the longest-watched quarter of its durations in the reference, else 0.
+
+    OneRec-V2's duration-aware reward (arXiv 2508.20900, 3.1.1) with everybody's plays of an octave of durations in
+    place of the user's own: a distribution of many rows, that a person's few views cannot move.
+    """
+    octaves = [np.floor(np.log2(f["duration_s"].to_numpy() + 1)) for f in (reference, each)]
+    ratio = pd.Series(reference["play_ratio"].to_numpy())
+    top = ratio.groupby(octaves[0]).quantile(0.75)
+    bound = pd.Series(octaves[1]).map(top).fillna(ratio.quantile(0.75)).to_numpy()
+    long = (each["play_ratio"].to_numpy() > bound).astype(float)
+    return np.where(each["dislike"].to_numpy() > 0, -1.0, long)
+
+
+def contexts(exposures: pa.Table) -> pd.DataFrame:
+    """What the model knew of the user at each exposure: his earlier views in the table, and how many he had liked."""
+    play, duration = (exposures[name].to_numpy() for name in ("play_ms", "duration_ms"))
+    liked = is_positive(play, duration, label_bits(exposures).to_numpy(zero_copy_only=False))
+    rows = pd.DataFrame({"user": exposures["user_id"].to_pandas(), "time": exposures["event_time"].cast(pa.int64())})
+    rows["liked"] = liked
+    ordered = rows.sort_values("time", kind="stable")
+    by_user = ordered.groupby("user")
+    views = by_user.cumcount()
+    positive = by_user["liked"].cumsum() - ordered["liked"]
+    found = pd.DataFrame(
+        {
+            "history_views": views.clip(upper=LONG_CONTEXT).astype(float),
+            "history_positive": (positive / views.where(views > 0)).astype(float),
+        }
+    )
+    return found.sort_index()
 
 
 def comparable(reference: pa.Table, current: pa.Table, minimum_rows: int) -> tuple[pa.Table, pa.Table]:
@@ -108,11 +176,17 @@ def measure(
     current: pa.Table,
     items: pa.Table,
     *,
+    before: pa.Table | None = None,
     minimum_rows: int = MINIMUM_ROWS,
     workspace: Path | str | None = None,
 ) -> DriftReport:
-    """Compares two windows of exposures; stores a snapshot in the Evidently workspace, a folder or a server's URL."""
-    rows = {"rows_reference": reference.num_rows, "rows_current": current.num_rows}
+    """Compares two windows of exposures; stores a snapshot in the Evidently workspace, a folder or a server's URL.
+
+    ``before`` holds the exposures earlier than both, from which the contexts are told; without it they are left out.
+    """
+    rows: dict[str, Any] = {"rows_reference": reference.num_rows, "rows_current": current.num_rows}
+    rows |= {"validation": validate(reference, current), "rows_by_hour": by_hour(current)}
+    known = _with_contexts(before, reference, current) if before is not None else {}
     reference, current = comparable(reference, current, minimum_rows)
     if not current.num_rows:
         reason = (
@@ -121,6 +195,11 @@ def measure(
         )
         return DriftReport(verdict=INSUFFICIENT, reason=reason, **rows, columns={}, html=_plain_page(reason))
     frames = frame(reference, items), frame(current, items)
+    for each, table in zip(frames, (reference, current), strict=True):
+        each["reward"] = rewarded(frames[0], each)
+        found = table["exposure_id"].to_pandas()
+        for name in ("history_views", "history_positive"):
+            each[name] = found.map(known[name]) if known else np.nan
     common = frames[0]["engaged_tag"].value_counts().index[:COMMON_TAGS]
     for each in frames:
         rare = each["engaged_tag"].notna() & ~each["engaged_tag"].isin(common)
@@ -129,22 +208,42 @@ def measure(
     snapshot = _evidently(frames[0], frames[1], tested)
     if workspace is not None:
         _keep(snapshot, workspace)
-    columns = {}
-    for column, metric in zip(tested, snapshot.dict()["metrics"], strict=True):
-        score = float(metric["value"])
-        columns[column.name] = {
-            "method": column.method,
-            "score": score,
-            "threshold": column.threshold,
-            "drifted": bool(score >= column.threshold),
-            "decides": column.decides,
-        }
+    columns = _scores(tested, snapshot)
     drifted = [name for name, result in columns.items() if result["drifted"] and result["decides"]]
     verdict = DRIFT if drifted else STABLE
     reason = f"drifted: {', '.join(drifted)}" if drifted else "no deciding column passed its threshold"
     return DriftReport(
         verdict=verdict, reason=reason, **rows, columns=columns, html=snapshot.get_html_str(as_iframe=False)
     )
+
+
+def by_hour(exposures: pa.Table) -> dict[str, int]:
+    """Exposures by the hour in which they began, ISO 8601."""
+    counted = pc.value_counts(pc.floor_temporal(exposures["event_time"], unit="hour")).to_pylist()
+    counts = {row["values"].astimezone(UTC).isoformat(): int(row["counts"]) for row in counted}
+    return dict(sorted(counts.items()))
+
+
+def _with_contexts(*tables: pa.Table) -> dict[str, pd.Series]:
+    """The columns of ``contexts`` by exposure_id."""
+    rows = pa.concat_tables(tables)
+    found = contexts(rows).set_index(rows["exposure_id"].to_pandas())
+    once = found[~found.index.duplicated()]
+    return {str(name): once[name] for name in once}
+
+
+def _scores(tested: list[Column], snapshot: Any) -> dict[str, dict[str, Any]]:
+    found = {}
+    for column, metric in zip(tested, snapshot.dict()["metrics"], strict=True):
+        score = float(metric["value"])
+        found[column.name] = {
+            "method": column.method,
+            "score": score,
+            "threshold": column.threshold,
+            "drifted": bool(score >= column.threshold),
+            "decides": column.decides,
+        }
+    return found
 
 
 def _evidently(reference: pd.DataFrame, current: pd.DataFrame, tested: list[Column]) -> Any:
@@ -205,27 +304,35 @@ def drift_run(run_id: str, *, data: str, reference_start: str, current_start: st
             for t in (current_start, reference_start)
         )
         time = exposures["event_time"]
+        before = exposures.filter(pc.less(time, first))
         reference = exposures.filter(pc.and_(pc.greater_equal(time, first), pc.less(time, split)))
         current = exposures.filter(pc.greater_equal(time, split))
-        report = measure(reference, current, items, workspace=_workspace())
+        report = measure(reference, current, items, before=before, workspace=_workspace())
         (folder / "report.html").write_text(report.html, encoding="utf-8")
         pages.append(report.html)
-        return {name: value for name, value in asdict(report).items() if name != "html"}
+        told = {name: value for name, value in asdict(report).items() if name != "html"}
+        return {**told, "window_end": _window_end(run, report.rows_by_hour)}
 
     run.stage("drift", {"data": data, "reference_start": reference_start, "current_start": current_start}, work)
     return pages[0] if pages else run.storage.get(f"{run.prefix('drift')}/report.html").decode()
 
 
+def _window_end(run: Run, rows_by_hour: dict[str, int]) -> str:
+    """Where the run's data end: as it was asked for, else after the newest exposure."""
+    record = run.done("data")
+    given = record["inputs"].get("end") if record else ""
+    return partitions.utc(datetime.fromisoformat(given or max(rows_by_hour))).isoformat()
+
+
 def decide_run(run_id: str, policy: str) -> bool:
-    """Turns the stored verdict into "retrain?"; the decision is written beside it."""
-    if policy not in ("nightly", "on_drift"):
-        raise ValueError(f"policy {policy!r} is unknown; give 'nightly' or 'on_drift'")
+    """Turns the stored verdict into "retrain?" (``monitoring.trigger``); the decision is written beside it."""
+    chosen = trigger.parse(policy)
     run = Run(connect(), run_id)
     summary = run.summary("drift")
-    verdict = summary["verdict"]
-    enough = summary["rows_current"] >= MINIMUM_ROWS
-    retrain = verdict == DRIFT or (policy == "nightly" and enough)
-    record = {"retrain": retrain, "policy": policy, "verdict": verdict, "reason": summary["reason"]}
+    made = trigger.decide_once(run.storage, run_id, chosen, summary)
+    record = {**made, "policy": policy, "verdict": summary["verdict"]}
     run.storage.put_json(f"runs/{run_id}/drift_decision/decision.json", record)
-    print(f"retrain: {retrain} ({verdict}; {summary['reason']}; policy {policy})")
-    return retrain
+    print(f"retrain: {record['retrain']} ({record['reason']}; policy {policy})")
+    for sentence in record["checks"]:
+        print(f"  {sentence}")
+    return bool(record["retrain"])

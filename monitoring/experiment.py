@@ -1,4 +1,4 @@
-"""Comparing arms on people: matched blocks, assignment by hash, paired bootstrap intervals.
+"""Comparing arms on people: matched blocks, shares of users and assignment by hash, paired bootstrap intervals.
 
 Users are sorted by what they did *before* the experiment and cut into blocks of as many users as there are
 arms; inside a block a hash decides who gets which arm (a matched-pair design). Differences between arms are
@@ -32,6 +32,19 @@ class Assignment:
     def arm_of(self) -> dict[str, str]:
         """user id -> arm."""
         return {user: arm for block in self.blocks for arm, user in block.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A share of all users by a salted hash: the same user is in the same arm wherever and whenever it is asked."""
+
+    share: float
+    salt: str
+
+    def arm(self, user: str) -> str:
+        """ "canary" or "stable"."""
+        place = int.from_bytes(_hash(user, self.salt), "big") / 2**64
+        return "canary" if place < self.share else "stable"
 
 
 def assign(before: Mapping[str, float], arms: Sequence[str], salt: str) -> Assignment:

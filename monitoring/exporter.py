@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from features.storage import StorageUnavailable, connect
 from monitoring.drift import DRIFT, INSUFFICIENT, STABLE
 from monitoring.metrics import METRICS
-from monitoring.state import OUTCOMES, State, read_state
+from monitoring.state import OUTCOMES, Runs, State, read_state
 
 Sample = tuple[str, tuple[str, ...], float]
 """Name of the metric, values of its labels, value."""
@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     storage, stopped = connect(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    exporter = Exporter(lambda: read_state(storage, datetime.now(UTC)))
+    runs = Runs(storage)
+    exporter = Exporter(lambda: read_state(storage, datetime.now(UTC), runs))
     registry = CollectorRegistry()
     registry.register(exporter)
     try:

@@ -96,6 +96,7 @@ COLLECTOR = (
     Metric("counter", "onerec_collector_updater_skipped_events_total", "Events given up for the on-line features."),
     Metric("gauge", "onerec_collector_queue_records", "Batches that wait for the disk."),
     Metric("gauge", "onerec_collector_wal_bytes", "Bytes in the log that a step still needs.", ("step",)),
+    Metric("gauge", "onerec_collector_wal_budget_bytes", "At how many such bytes new events are refused."),
     Metric("gauge", "onerec_collector_oldest_unuploaded_seconds", "Age of the oldest event that is not in S3."),
     Metric("gauge", "onerec_collector_updater_lag_seconds", "Age of the oldest event the on-line features miss."),
 )

@@ -2,10 +2,11 @@
 
 Pipelines are jobs: no process of theirs lives long enough to be scraped, and what they decided is stored anyway
 (``features.runs``, ``monitoring.outcome``). A run killed with its exit handler leaves no word; it shows as one that
-neither ends nor moves. Left out: runs of the orchestrator that stored nothing.
+neither ends nor moves. A process that reads again and again keeps ``Runs``: what ended well is not listed twice. Left
+out: runs of the orchestrator that stored nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -63,10 +64,44 @@ class State:
     impressions_until: datetime | None = None
 
 
-def read_state(storage: Storage, now: datetime) -> State:
-    """Reads everything; raises StorageUnavailable."""
-    runs = sorted(_runs(storage), key=lambda run: run.started)[-LOOK_BACK_RUNS:]
-    ends = {run.run_id: _outcome(storage, run) for run in runs}
+class Runs:
+    """The runs of a bucket; those that ended well are remembered, since nothing of theirs changes any more.
+
+    The newest run is always looked at again: a run resumed under other inputs is the newest.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._settled: dict[str, tuple[RunTimes, str, datetime | None]] = {}
+
+    def read(self) -> list[tuple[RunTimes, str, datetime | None]]:
+        """(times, outcome, when) of the newest runs, the oldest first; outcome as ``_outcome`` says."""
+        ids = self._storage.folders("runs/")
+        newest = max(self._settled.values(), key=lambda each: each[0].progress, default=None)
+        known = {run_id: each for run_id, each in self._settled.items() if newest is None or each is not newest}
+        found = [known.get(run_id) or self._look(run_id) for run_id in ids]
+        kept = sorted((each for each in found if each), key=lambda each: each[0].started)
+        self._settled = {run.run_id: (run, outcome, time) for run, outcome, time in kept if _settled(run, outcome)}
+        return kept[-LOOK_BACK_RUNS:]
+
+    def _look(self, run_id: str) -> tuple[RunTimes, str, datetime | None] | None:
+        prefix = f"runs/{run_id}/"
+        times = {key.removeprefix(prefix): time for key, _, time in self._storage.objects(prefix)}
+        if not times:  # removed meanwhile
+            return None
+        run = RunTimes(run_id=run_id, times=times)
+        return (run, *_outcome(self._storage, run))
+
+
+def _settled(run: RunTimes, outcome: str) -> bool:
+    return END in run.times and outcome not in ("", "failed")
+
+
+def read_state(storage: Storage, now: datetime, known: Runs | None = None) -> State:
+    """Reads everything; raises StorageUnavailable. ``known`` is kept from one reading to the next."""
+    looked = (known or Runs(storage)).read()
+    runs = [run for run, _, _ in looked]
+    ends = {run.run_id: (outcome, time) for run, outcome, time in looked}
     finished: dict[str, datetime] = {}
     for run in runs:
         outcome, time = ends[run.run_id]
@@ -85,15 +120,6 @@ def read_state(storage: Storage, now: datetime) -> State:
         aliases=_aliases(storage),
         impressions_until=_impressions_until(storage, now),
     )
-
-
-def _runs(storage: Storage) -> Iterator[RunTimes]:
-    found: dict[str, dict[str, datetime]] = {}
-    for key, _, time in storage.objects("runs/"):
-        run_id, _, name = key.removeprefix("runs/").partition("/")
-        if name:
-            found.setdefault(run_id, {})[name] = time
-    return (RunTimes(run_id=run_id, times=times) for run_id, times in found.items())
 
 
 def _outcome(storage: Storage, run: RunTimes) -> tuple[str, datetime | None]:

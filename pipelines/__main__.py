@@ -1,6 +1,7 @@
 """`onerec`, also as ``python -m pipelines``: every module of commands is imported here, in the order of the help."""
 
 from pipelines import (
+    cli_bundles,
     cli_canary,
     cli_explain,
     cli_ingest,
@@ -17,6 +18,7 @@ from pipelines.cli import app
 
 __all__ = [
     "app",
+    "cli_bundles",
     "cli_canary",
     "cli_explain",
     "cli_ingest",

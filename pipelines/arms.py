@@ -1,7 +1,8 @@
 """The arms of the loop: who answers a user's request for items. Each returns lists best first.
 
 Two arms ask the model server (the model retrained nightly and the one frozen at day 1), the third is the
-cascade baseline, run in this process and refitted each night on the same exposures.
+cascade baseline, run in this process and refitted each night on the same exposures. While a canary is under way the
+retrained arm is two models, and a router sends a share of its users to the candidate.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ import pyarrow as pa
 
 from features.schema import exposure_id
 from models.cascade import Cascade
+from monitoring.experiment import Split
 from pipelines.client import Client, Served
 
 ARMS = ("onerec", "frozen", "cascade")
 MODELS = {"onerec": "onerec", "frozen": "onerec-frozen"}
+CANDIDATE = "onerec-candidate"
+"""The server's name for the alias ``candidate``."""
 
 
 class Arm(Protocol):
@@ -44,6 +48,27 @@ class ServerArm:
         return self.client.recommend(
             self.model, user_ids, times_ms, request_ids, num_items=num_items, beam_width=self.beam_width
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedArm:
+    """Production and a candidate: ``split`` says whom the candidate answers, always the same people."""
+
+    stable: Arm
+    canary: Arm
+    split: Split
+
+    def recommend(
+        self, user_ids: Sequence[str], times_ms: Sequence[int], request_ids: Sequence[str], num_items: int
+    ) -> list[Served]:
+        """Asks each model for its own users; answers are in the order of ``user_ids``."""
+        answers: dict[int, Served] = {}
+        for name, arm in (("stable", self.stable), ("canary", self.canary)):
+            rows = [row for row, user in enumerate(user_ids) if self.split.arm(user) == name]
+            users, requests = ([values[row] for row in rows] for values in (user_ids, request_ids))
+            served = arm.recommend(users, [times_ms[row] for row in rows], requests, num_items) if rows else []
+            answers |= dict(zip(rows, served, strict=True))
+        return [answers[row] for row in range(len(user_ids))]
 
 
 @dataclass(kw_only=True)

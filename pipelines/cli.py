@@ -74,6 +74,16 @@ def check_policy(policy: str) -> None:
         fail(f"policy {policy!r} is unknown", "give --policy nightly or --policy on_drift", code=2)
 
 
+def check_canary(canary: str) -> None:
+    """Ends the command, with code 2, unless ``canary`` says how a candidate is tried."""
+    from monitoring.trial import config_of
+
+    try:
+        config_of(canary)
+    except ValueError as error:
+        fail(str(error), "such as --canary 0.2, or nothing for no canary", code=2)
+
+
 class CleanErrors(TyperGroup):
     """Turns what a command raises into ``fail``; ``--debug`` shows the traceback as well."""
 

@@ -106,10 +106,10 @@ def status(service: Service = "onerec", namespace: Namespace = "onerec", json_: 
 
 
 def _canary(service: str, namespace: str) -> "Canary":
-    from models.cluster.api import connect as connect_cluster
-    from models.cluster.inference import Canary
+    from features.storage import connect
+    from models.cluster.canary import on_kserve
 
-    return Canary(api=connect_cluster(), namespace=namespace, name=service, record=_record)
+    return on_kserve(connect(), f"{namespace}/{service}").canary
 
 
 def _change(chosen: "Canary", action: str, edit: Any) -> None:
@@ -123,17 +123,3 @@ def _refusing(work: Callable[[], Any]) -> None:
         work()
     except CanaryRefused as error:
         fail(str(error), "nothing was changed")
-
-
-def _record(change: dict[str, Any]) -> None:
-    """Keeps who was served what when, beside the bundles."""
-    from datetime import UTC, datetime
-
-    from features.storage import connect
-    from models.bundle import read_alias
-
-    storage, now = connect(), datetime.now(UTC)
-    aliases = {alias: read_alias(storage, alias) for alias in ("production", "candidate")}
-    storage.put_json(
-        f"canary/{change['service']}/{now:%Y%m%dT%H%M%S%f}-{change['action']}.json", {**change, **aliases, "at": now}
-    )

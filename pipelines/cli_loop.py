@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_log, check_policy, check_recipe, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_canary, check_log, check_policy, check_recipe, emit, fail, out
 
 
 @app.command()
@@ -20,6 +20,9 @@ def loop(
     scenario: Annotated[str, typer.Option(help="What happens in the simulator: bots, outage, new-items, ...")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the world and of all training.")] = 0,
     policy: Annotated[str, typer.Option(help="When to retrain: nightly or on_drift.")] = "nightly",
+    canary: Annotated[
+        str, typer.Option(help="Try each new model on a share of the users first: 0.5, or a JSON object.")
+    ] = "",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier loop left in HOME first.")] = False,
@@ -31,6 +34,7 @@ def loop(
     Ends with a summary and a self-contained HTML report in HOME/loop/.
     """
     check_policy(policy)
+    check_canary(canary)
     if data is not None:
         check_log(data, played=True)
     check_recipe("tiny", overrides)
@@ -48,6 +52,7 @@ def loop(
         scenario=scenario,
         seed=seed,
         policy=policy,
+        canary=canary,
         overrides=overrides,
         command=" ".join(["onerec", *sys.argv[1:]]),
     )
@@ -115,6 +120,8 @@ def _summary(result: dict[str, Any]) -> None:
             f"retrained OneRec over {label}, days {result['compared_days']}: {c['mean']:+.3f} minutes, "
             f"95 % [{c['low']:+.3f}, {c['high']:+.3f}], {c['pairs']} matched pairs"
         )
+    for each in result["canaries"]:
+        out.print(f"canary {each['version']} against {each['stable']}: {each['status']}; {each['reason']}")
     totals = result["totals"]
     out.print(f"drift verdicts: {json.dumps(totals['drift_verdicts'])}")
     out.print(

@@ -1,4 +1,4 @@
-"""`onerec recommend`, `bundles`, `promote`, `rollback`: ask the running server, and look after its bundles."""
+"""`onerec recommend`, `promote`, `rollback`: ask the running server, and choose what it serves."""
 
 import re
 import tempfile
@@ -20,9 +20,6 @@ FLAGS = {
     "features_unavailable": "the feature store does not answer, so the answer is the one for newcomers: `onerec up`",
 }
 """What the server's flags mean."""
-
-bundles = typer.Typer(help="Published models.", no_args_is_help=True)
-app.add_typer(bundles, name="bundles")
 
 
 @app.command()
@@ -127,42 +124,6 @@ def newest_ms() -> int:
     if not newest:
         return 0
     return int((datetime.fromisoformat(f"{newest}:00:00+00:00") + timedelta(hours=1)).timestamp() * 1000)
-
-
-@bundles.command("list")
-def list_bundles(home: Home = HOME, json_: Json = False) -> None:
-    """Every published version, its parents, metrics and the aliases that point at it."""
-    from features.storage import connect
-    from models.bundle import list_versions, read_alias, read_manifest
-    from pipelines import stack
-
-    stack.activate(home, ["s3"])
-    storage = connect()
-    aliases: dict[str, list[str]] = {}
-    for alias in ("production", "frozen", "candidate"):
-        version = read_alias(storage, alias)
-        if version:
-            aliases.setdefault(version, []).append(alias)
-    rows = []
-    for version in list_versions(storage):
-        manifest = read_manifest(storage, version)
-        metrics = storage.get_json(f"models/onerec/{version}/metrics.json").get("candidate", {})
-        rows.append({"version": version, "aliases": aliases.get(version, []), "metrics": metrics, **manifest})
-    if json_:
-        emit(rows)
-        return
-    table = Table("version", "aliases", "parents", "data until", "recall@50", "legality")
-    for row in rows:
-        metrics = row["metrics"]
-        table.add_row(
-            row["version"],
-            ", ".join(row["aliases"]),
-            ", ".join(row["parents"]),
-            row["data_time"][:16],
-            f"{metrics.get('recall@50', float('nan')):.4f}",
-            f"{metrics.get('legality', float('nan')):.3f}",
-        )
-    out.print(table)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_policy, check_recipe, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_canary, check_policy, check_recipe, emit, fail, out
 
 
 @app.command()
@@ -35,6 +35,9 @@ def retrain(
     new_days: Annotated[int, typer.Option(help="How many of the last days are new.", min=1)] = 1,
     context_days: Annotated[int, typer.Option(help="How far contexts reach back.", min=2)] = 21,
     policy: Annotated[str, typer.Option(help="nightly or on_drift.")] = "nightly",
+    canary: Annotated[
+        str, typer.Option(help="Try the new model on a share of the users first: 0.2, or a JSON object.")
+    ] = "",
     preset: Annotated[str, typer.Option(help="Size of the model in production.")] = "tiny",
     overrides: Annotated[str, typer.Option(help="Recipe fields as JSON.")] = "{}",
     run_id: Annotated[str | None, typer.Option(help="Give the id of a failed run to resume it.")] = None,
@@ -47,10 +50,10 @@ def retrain(
 
     given = _time(end, "--end")
     check_policy(policy)
+    check_canary(canary)
     check_recipe(preset, overrides)
     _activated(home)
-    base = read_alias(connect(), "production")
-    if base is None:
+    if read_alias(connect(), "production") is None:
         fail("nothing is in production to go on from", "train first: `onerec train`")
     until = datetime.fromisoformat(given or _window()[1])
     current = until - timedelta(days=new_days)
@@ -59,8 +62,9 @@ def retrain(
         "reference_start": (current - timedelta(days=2 * new_days)).isoformat(),
         "current_start": current.isoformat(),
         "end": until.isoformat(),
-        "base": base,
+        "base": "production",
         "policy": policy,
+        "canary": canary,
         "preset": preset,
         "overrides": overrides,
     }

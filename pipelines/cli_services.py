@@ -3,23 +3,25 @@
 import os
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from features.storage import connect
+from monitoring.state import Runs
+from pipelines import dashboard, processes, stack
 from pipelines import doctor as checks
-from pipelines import processes, stack
 from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
 from pipelines.services import SERVICES
 
 PANEL = "Local services"
 _COLOURS = {
-    "healthy": "green",
-    "unhealthy": "yellow",
-    "dead": "red",
     "ok": "green",
     "warning": "yellow",
     "failed": "red",
@@ -62,13 +64,22 @@ def up(
     if as_json:
         emit({"home": home.resolve(), "started": started, "services": [asdict(row) for row in stack.status(home)]})
         return
-    _print_status(stack.status(home), stack.models(home))
+    out.print(dashboard.render(*_Look(home)()), soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
-def status(home: Home = HOME, as_json: Json = False) -> None:
-    """Show whether each service is healthy, and which models answer. Exit code 1 unless all services are healthy."""
-    rows, models = stack.status(home), stack.models(home)
+def status(
+    home: Home = HOME,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the page up to date, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks with --watch.", min=0.5)] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Show services, models and where the loop stands: runs, drift, gate, canary, intake. Exit code 1 unless healthy."""
+    look = _Look(home)
+    if watch and not as_json:
+        _watch(look, interval)
+        return
+    rows, models, loop = look()
     ok = bool(rows) and all(row.state == "healthy" for row in rows)
     if as_json:
         emit(
@@ -77,14 +88,43 @@ def status(home: Home = HOME, as_json: Json = False) -> None:
                 "ok": ok,
                 "services": [asdict(row) for row in rows],
                 "models": {k: asdict(v) for k, v in models.items()},
+                "loop": loop.told(),
             }
         )
     elif not rows:
         fail(f"nothing was started in {home}", "start the local services with `onerec up`")
     else:
-        _print_status(rows, models)
+        out.print(dashboard.render(rows, models, loop), soft_wrap=True)
     if not ok:
         raise typer.Exit(1)
+
+
+class _Look:
+    """One look at everything; remembers the runs that ended between two looks."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._runs: Runs | None = None
+
+    def __call__(self) -> tuple[list[stack.Health], dict[str, stack.ServedModel], dashboard.Loop]:
+        rows, models = stack.status(self._home), stack.models(self._home)
+        if not any(row.service == "s3" and row.state == "healthy" for row in rows):
+            return rows, models, dashboard.Loop(missing="unknown while the object store does not run")
+        stack.activate(self._home, ["s3"])
+        storage = connect()
+        self._runs = self._runs or Runs(storage)
+        return rows, models, dashboard.read_loop(storage, self._runs)
+
+
+def _watch(look: _Look, interval: float) -> None:
+    with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
+        while True:
+            rows, models, loop = look()
+            page = Group(
+                f"[bold]onerec[/] {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", dashboard.render(rows, models, loop)
+            )
+            live.update(page, refresh=True)
+            time.sleep(interval)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -168,31 +208,3 @@ def _follow(path: Path) -> None:
                     time.sleep(0.2)
         except KeyboardInterrupt:
             return None
-
-
-def _print_status(rows: list[stack.Health], models: dict[str, stack.ServedModel]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("service", "state", "address"):
-        table.add_column(column)
-    for column in ("pid", "uptime", "memory"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.memory_bytes else "-"
-        state = f"[{_COLOURS[row.state]}]{row.state}[/]"
-        table.add_row(row.service, state, row.address, str(row.pid), _duration(row.uptime_s), memory)
-    out.print(table)
-    for name, model in models.items():
-        state = f"[green]ready[/], {model.version}" if model.ready else "[yellow]not ready[/]"
-        out.print(f"model {name}: {state} (alias {model.alias})", soft_wrap=True)
-        if model.reason:
-            out.print(f"  [yellow]{escape(model.reason)}[/]", soft_wrap=True)
-    for row in rows:
-        if row.state != "healthy":
-            out.print(f"{row.service} is {row.state}: see `onerec logs {row.service}`; `onerec up` starts what is dead")
-
-
-def _duration(seconds: float) -> str:
-    if seconds <= 0:
-        return "-"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{seconds:.0f} s" if minutes < 1 else f"{minutes} min" if hours < 1 else f"{hours} h {minutes % 60} min"

@@ -26,9 +26,10 @@ from features.world.world import World
 from models.bundle import read_alias, set_alias
 from models.cascade import Cascade
 from models.deltas import catch_up_served
+from monitoring import trial
 from monitoring.experiment import Assignment, assign
 from monitoring.report import write
-from pipelines.arms import ARMS, MODELS, CascadeArm, ServerArm
+from pipelines.arms import ARMS, CANDIDATE, MODELS, CascadeArm, RoutedArm, ServerArm
 from pipelines.client import Client
 from pipelines.days import DayConfig, play_day
 from pipelines.ingest import ingest
@@ -122,11 +123,23 @@ def _begin(loop: Loop) -> Assignment:
     assignment = assign({user: before.get(user, 0.0) for user in people}, ARMS, salt=str(config.seed))
     cascade = Cascade.fit(dataset.exposures, dataset.items, now_ms=int(loop.start.timestamp() * 1000))
     loop.arms = {
-        "onerec": ServerArm(client=loop.client, model=MODELS["onerec"], beam_width=config.beam_width),
-        "frozen": ServerArm(client=loop.client, model=MODELS["frozen"], beam_width=config.beam_width),
+        **{arm: _served_by(loop, model) for arm, model in MODELS.items()},
         "cascade": CascadeArm(cascade=cascade),
     }
     return assignment
+
+
+def _served_by(loop: Loop, model: str) -> ServerArm:
+    return ServerArm(client=loop.client, model=model, beam_width=loop.config.beam_width)
+
+
+def _route(loop: Loop) -> None:
+    """Before a day: production answers the retrained arm, or it and the candidate of the canary under way do."""
+    stable, trying = _served_by(loop, MODELS["onerec"]), trial.read(loop.storage)
+    loop.arms["onerec"] = stable
+    if trying is not None:
+        loop.client.wait_for_version(CANDIDATE, trying.version)
+        loop.arms["onerec"] = RoutedArm(stable=stable, canary=_served_by(loop, CANDIDATE), split=trying.split)
 
 
 def _stay_before(exposures: pa.Table) -> dict[str, float]:
@@ -149,6 +162,7 @@ def _day(loop: Loop, day: int, assignment: Assignment) -> None:
     if arrivals.num_rows:
         cascade.cascade.add_items(arrivals)
     config = DayConfig(num_items=loop.config.num_items, prefix=loop.prefix)
+    _route(loop)
     with loop.progress.step(f"day {day}: users browse") as bar:
         record = play_day(loop.world, day, loop.arms, assignment.arm_of(), loop.client, durations, config, bar.update)
     loop.records.append(record)
@@ -167,8 +181,9 @@ def _night(loop: Loop, day: int) -> None:
         "reference_start": loop.midnight(day - 2).isoformat(),
         "current_start": loop.midnight(day).isoformat(),
         "end": loop.midnight(day + 1).isoformat(),
-        "base": base or "",
+        "base": "production",  # followed after the look at the canary, which may have moved it
         "policy": loop.config.policy,
+        "canary": loop.config.canary,
         "preset": loop.config.preset,
         "overrides": loop.config.overrides,
     }

@@ -17,6 +17,7 @@ from features.intake import exposures as exposure_store
 from features.runs import Run
 from features.storage import Storage
 from features.world.world import World
+from monitoring import trial
 from monitoring.experiment import Assignment, Interval, adjusted_difference, bootstrap_mean, paired_difference
 from monitoring.report import INTERACTIONS
 from pipelines.arms import ARMS, Arm
@@ -43,6 +44,8 @@ class LoopConfig:
     beam_width: int = 64
     context_days: int = 21
     policy: str = "nightly"
+    canary: str = ""
+    """How a blessed candidate is tried on users first (``monitoring.trial.config_of``); empty: it is not."""
     preset: str = "tiny"
     overrides: str = "{}"
     command: str = "onerec loop"
@@ -188,6 +191,7 @@ def summarise(loop: Loop, assignment: Assignment) -> dict[str, Any]:
         "daily": loop.daily,
         "runs": loop.runs,
         "comparisons": comparisons,
+        "canaries": [asdict(each) for each in trial.ended(loop.storage)],
         "totals": {
             "impressions_acked": sum(day["acked"] for day in loop.daily),
             "exposures_stored": stored.num_rows,

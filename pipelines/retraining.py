@@ -1,8 +1,9 @@
 """Pipeline: the newest window of exposures into a better model, when drift or the schedule asks for it.
 
 The tokenizer's codebooks stay frozen (new items are appended), the weights go on from the bundle ``base``. Nothing
-unblessed is published. Every argument may be left out: KFP expands no macros in the parameters of recurring runs, so
-the first step chooses the window itself.
+unblessed is published; with ``canary`` a blessed candidate first meets that share of the users, and the runs after this
+one look at how it does before they do anything else (docs/decisions/0011-canary-by-runs.md). Every argument may be left
+out: KFP expands no macros in the parameters of recurring runs, so the first step chooses the window itself.
 """
 
 from kfp import dsl
@@ -32,6 +33,7 @@ def retraining(on: Profile = LOCAL) -> BaseComponent:
         policy: str = "nightly",
         preset: str = "tiny",
         overrides: str = "{}",
+        canary: str = "",
     ) -> None:
         """Window [start, end) gives the contexts; [current_start, end) is new; it goes on from ``base``."""
         with dsl.ExitHandler(on.light(record_outcome(run_id=run_id, job_id=JOB, pipeline="retraining")), name="run"):
@@ -59,6 +61,6 @@ def retraining(on: Profile = LOCAL) -> BaseComponent:
                 evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=old))
                 blessed = on.light(bless(run_id=run)).after(evaluated)
                 with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - as above
-                    on.reading(publish(run_id=run, alias="production", base=old))
+                    on.reading(publish(run_id=run, alias="production", base=old, canary=canary))
 
     return pipeline

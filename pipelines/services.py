@@ -27,7 +27,8 @@ from features.settings import Settings
 from features.storage import connect
 
 HOST = "127.0.0.1"
-MODELS = {"onerec": "production", "onerec-frozen": "frozen"}  # served name -> alias it follows
+MODELS = {"onerec": "production", "onerec-frozen": "frozen", "onerec-candidate": "candidate"}
+"""Served name -> alias it follows; one whose alias was never set waits for it."""
 PROJECT = Path(__file__).resolve().parent.parent
 
 _HTTP = urllib3.PoolManager(timeout=urllib3.Timeout(connect=0.5, read=2), retries=False)

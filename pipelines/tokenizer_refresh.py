@@ -28,6 +28,7 @@ def tokenizer_refresh(on: Profile = LOCAL) -> BaseComponent:
         base: str = "production",
         preset: str = "tiny",
         overrides: str = "{}",
+        canary: str = "",
     ) -> None:
         """Trains tokenizer and model on [start, end); ``base`` is only what the outcome is compared with."""
         job = {"run_id": run_id, "job_id": JOB}
@@ -45,6 +46,6 @@ def tokenizer_refresh(on: Profile = LOCAL) -> BaseComponent:
             evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=old))
             blessed = on.light(bless(run_id=run)).after(evaluated)
             with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - kfp builds the condition from the comparison
-                on.reading(publish(run_id=run, alias="production", base=old))
+                on.reading(publish(run_id=run, alias="production", base=old, canary=canary))
 
     return pipeline

@@ -23,19 +23,28 @@ def training(on: Profile = LOCAL) -> BaseComponent:
     """The pipeline with its steps placed by profile ``on``."""
 
     @dsl.pipeline(name="onerec-training", description="Logs to a served OneRec model, from scratch.")
-    def pipeline(run_id: str = "", start: str = "", end: str = "", preset: str = "tiny", overrides: str = "{}") -> None:
-        """Trains on exposures of [start, end), evaluates, and publishes to ``production`` what is blessed."""
+    def pipeline(
+        run_id: str = "",
+        start: str = "",
+        end: str = "",
+        preset: str = "tiny",
+        overrides: str = "{}",
+        canary: str = "",
+    ) -> None:
+        """Trains on exposures of [start, end) and publishes what is blessed, also against what is in production."""
         with dsl.ExitHandler(on.light(record_outcome(run_id=run_id, job_id=JOB, pipeline="training")), name="run"):
-            data = on.reading(prepare_data(run_id=run_id, job_id=JOB, start=start, end=end))
-            run = data.outputs["run_id"]
+            data = on.reading(
+                prepare_data(run_id=run_id, job_id=JOB, start=start, end=end, against="production")
+            ).outputs
+            run, old = data["run_id"], data["base"]
             sids = on.computing(
-                tokenize(run_id=run, data=data.outputs["data"], preset=preset, overrides=overrides, base="")
+                tokenize(run_id=run, data=data["data"], preset=preset, overrides=overrides, base="")
             ).outputs["Output"]
             base = on.training(pretrain(run_id=run, tokens=sids, preset=preset, overrides=overrides, base=""))
             tuned = on.training(align(run_id=run, pretrained=base.output, preset=preset, overrides=overrides))
-            evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=""))
+            evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=old))
             blessed = on.light(bless(run_id=run)).after(evaluated)
             with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712 - kfp builds the condition from the comparison
-                on.reading(publish(run_id=run, alias="production", base=""))
+                on.reading(publish(run_id=run, alias="production", base=old, canary=canary))
 
     return pipeline

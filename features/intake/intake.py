@@ -54,7 +54,7 @@ class Intake:
         self.config = config
         self._steps = (upload, update)
         self.backlog = Backlog((UPLOAD, UPDATE) if update else (UPLOAD,))
-        self.telemetry = Telemetry(self.backlog)
+        self.telemetry = Telemetry(self.backlog, self.config.budget_bytes)
         self.log = WriteAheadLog(config.wal, self.backlog.add, config.limits, self.telemetry.committed)
         self.telemetry.watch(self.log)
         self.workers = [self._uploader(upload)] + ([self._updater(update)] if update else [])

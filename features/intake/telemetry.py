@@ -1,7 +1,7 @@
 """Prometheus metrics of the collector, in a registry of their own so that two collectors fit in one process.
 
 What an operator watches: ``onerec_collector_oldest_unuploaded_seconds`` and ``onerec_collector_updater_lag_seconds``
-grow while S3 or the on-line store is away; ``onerec_collector_wal_bytes`` says how long the disk lasts. All of them are
+grow while S3 or the on-line store is away; ``onerec_collector_wal_bytes`` over the budget says how long the disk lasts. All of them are
 listed in docs/intake.md.
 """
 
@@ -20,10 +20,11 @@ _FAST = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 class Telemetry:
     """Counters that the collector moves, and gauges read from its log and backlog when scraped."""
 
-    def __init__(self, backlog: Backlog) -> None:
+    def __init__(self, backlog: Backlog, budget_bytes: int) -> None:
         self._backlog = backlog
         self._update_metrics = ""
         self.registry = CollectorRegistry()
+        self._gauge("wal_budget_bytes", "At how many such bytes new events are refused.").set(budget_bytes)
         accepted = self._counter("events_accepted", "Events on disk and acknowledged.", "kind")
         self._accepted = {kind: accepted.labels(kind) for kind in KINDS.values()}
         self.refused = self._counter("requests_refused", "Requests answered with an error.", "reason")

@@ -89,13 +89,23 @@ class Responses:
         bucket = bucket_of(duration_ms)
         rho = self.rho[bucket]
         score = rho * z + np.sqrt(1 - rho**2) * ndtri(draws[0])
-        percentile = ndtr(score)
-        play = np.rint(self._ratio(percentile, bucket) * duration_ms).astype(np.int64)
+        percentile = self.percentile(score)
+        play = self.play_ms(score, duration_ms)
         logits = self.intercepts[:, bucket] + np.multiply.outer(self.play_weights, score)
         drawn = draws[1:] < expit(logits + np.multiply.outer(self.affinity_weights, z))
         flags = dict(zip(DRAWN_FLAGS, drawn, strict=True))
         flags["long_view"] = play >= np.minimum(duration_ms, LONG_VIEW_MS)
         return Views(play_ms=play, percentile=percentile, flags={f: flags[f] for f in FLAGS})
+
+    def percentile(self, score: np.ndarray) -> np.ndarray:
+        """Of a view's normal score among organic views of like duration."""
+        found: np.ndarray = ndtr(score)
+        return found
+
+    def play_ms(self, score: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
+        """int64, the play time of views with normal scores ``score``; shapes broadcast."""
+        bucket = np.broadcast_to(bucket_of(duration_ms), score.shape)
+        return np.rint(self._ratio(self.percentile(score), bucket) * duration_ms).astype(np.int64)
 
     def _ratio(self, percentile: np.ndarray, bucket: np.ndarray) -> np.ndarray:
         right = np.clip(np.searchsorted(self.probabilities, percentile), 1, len(self.probabilities) - 1)

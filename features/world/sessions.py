@@ -99,7 +99,7 @@ class Sessions:
         self.config = config
         self.start_ms = start_ms
         self._seed = seed
-        self._activity = np.clip(activity, 0.01, 0.99)
+        self.activity = np.clip(activity, 0.01, 0.99)
         self._hours = np.r_[0, np.cumsum(hour_share) / hour_share.sum()]
         self._responses = responses
         self._seen: list[dict[int, tuple[int, int]]] = [{} for _ in activity]
@@ -108,7 +108,7 @@ class Sessions:
 
     def satisfaction(self, day: int) -> np.ndarray:
         """Each user's moving average of view percentiles over the active days before ``day``; 0.5 = as organic."""
-        level = np.full(len(self._activity), 0.5)
+        level = np.full(len(self.activity), 0.5)
         for past in sorted(d for d in self._enjoyed if d < day):
             for user, slots in self._enjoyed[past].items():
                 mean = sum(total for total, _ in slots.values()) / sum(views for _, views in slots.values())
@@ -117,8 +117,8 @@ class Sessions:
 
     def plan(self, day: int) -> Plan:
         """The visits of ``day``."""
-        users = np.arange(len(self._activity))
-        chance = expit(logit(self._activity) + self.config.return_weight * (self.satisfaction(day) - 0.5))
+        users = np.arange(len(self.activity))
+        chance = expit(logit(self.activity) + self.config.return_weight * (self.satisfaction(day) - 0.5))
         users = users[uniforms(_VISIT, self._seed, users, day) < chance]
         extra = poisson.ppf(uniforms(_LENGTH, self._seed, users, day), self.config.extra_visits)
         count = 1 + np.minimum(extra, 9).astype(np.int64)
@@ -159,7 +159,7 @@ class Sessions:
         draws = uniforms(_VIEW, *keys, np.arange(DRAWS)[:, None, None])
         repeated = np.array([self._repeats(u, row, (day, s)) for u, row, s in zip(users, items, slots, strict=True)])
         views = self._responses.views(z - self.config.repeat_penalty * repeated, durations, draws)
-        leaves = uniforms(_LEAVE, *keys) < self._leaving(views.percentile)
+        leaves = uniforms(_LEAVE, *keys) < self.leaving(views.percentile)
         left = np.asarray(leaves.any(axis=1))
         shown = np.where(left, leaves.argmax(axis=1) + 1, items.shape[1])
         for v, (user, slot) in enumerate(zip(users.tolist(), slots.tolist(), strict=True)):
@@ -201,7 +201,7 @@ class Sessions:
         seen = self._seen[user]
         return [seen.get(i, now) < now for i in items.tolist()] if seen else [False] * len(items)
 
-    def _leaving(self, percentile: np.ndarray) -> np.ndarray:
+    def leaving(self, percentile: np.ndarray) -> np.ndarray:
         """Chance of leaving after each view [V, P], from an exponential average of the boredom in this list."""
         memory = self.config.boredom_memory
         position = np.arange(percentile.shape[1])

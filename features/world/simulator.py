@@ -22,6 +22,7 @@ from features.datasets.dataset import Dataset
 from features.world import scenarios
 from features.world.bots import bot_visits, bot_watched
 from features.world.calibration import HOUR_SHARE, kuairand_responses
+from features.world.expectation import expected
 from features.world.organic import organic_log
 from features.world.population import NAMES, Videos, draw_tastes, make_people, make_videos
 from features.world.responses import bucket_of
@@ -188,6 +189,16 @@ class Simulator:
         _, items = self._rows(user_ids, item_ids, day)
         duration = self._videos.duration_ms[items]
         return self._responses.expected_play_ms(self.true_affinity(user_ids, item_ids, day), duration)
+
+    def expected(self, user_ids: list[str], lists: list[list[str]], day: int) -> dict[str, np.ndarray]:
+        """What equally long lists of unseen items are worth to each user on ``day``, [U] each: for oracles only.
+
+        The measures are those of ``features.world.expectation``.
+        """
+        users, items = self._rows(user_ids, [item for each in lists for item in each], day)
+        rows = items.reshape(len(lists), -1)
+        z, duration = self._z(users, rows, day), self._videos.duration_ms[rows]
+        return expected(self._responses, self._sessions, users, z, duration, day)
 
     def _are_bots(self, day: int) -> bool:
         return bool(len(self._bots)) and day >= self.config.bot_day

@@ -87,3 +87,18 @@ def guards(
         "policy/active_share": (advantages != 0).sum() / keep.sum().clamp(min=1),
     }
     return {name: float(value) for name, value in values.items()}
+
+
+@torch.no_grad()
+def divergence(logits_BTLC: Tensor, before_BTLC: Tensor, mask_BT: Tensor) -> float:
+    """Mean ``KL(pi || pi_pretrained)`` in nats a token, exactly, over the prefixes of unmasked targets."""
+    log_p, log_q = logits_BTLC.float().log_softmax(-1), before_BTLC.float().log_softmax(-1)
+    each = (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
+    return float((each * mask_BT).sum() / mask_BT.sum().clamp(min=1))
+
+
+@torch.no_grad()
+def entropy(logits_BTLC: Tensor, mask_BT: Tensor) -> float:
+    """Mean entropy in nats of the first code's distribution over requests: falls when the policy collapses."""
+    log_p = logits_BTLC[:, 0, 0].float().log_softmax(-1)
+    return float(-(log_p.exp() * log_p).sum(-1)[mask_BT.any(1)].mean())

@@ -67,17 +67,26 @@ class Rule(BaseModel):
 def load_rules(path: Path) -> tuple[Rule, ...]:
     """The ``[[rule]]`` tables of a TOML file; raises ValueError saying which is wrong and why."""
     try:
-        given = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text()
+    except OSError as error:
         raise ValueError(f"the rules in {path} cannot be read: {error}") from error
+    return parse_rules(text, str(path))
+
+
+def parse_rules(text: str, where: str) -> tuple[Rule, ...]:
+    """The ``[[rule]]`` tables of a TOML text found at ``where``; errors as ``load_rules``."""
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"the rules in {where} cannot be read: {error}") from error
     if set(given) - {"rule"} or not isinstance(given.get("rule", []), list):
-        raise ValueError(f"{path} holds {', '.join(sorted(given))}; expected [[rule]] tables only")
+        raise ValueError(f"{where} holds {', '.join(sorted(given))}; expected [[rule]] tables only")
     try:
         rules = tuple(Rule(**each) for each in given.get("rule", []))
     except (ValidationError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     if len({rule.name for rule in rules}) < len(rules):
-        raise ValueError(f"{path} names a rule twice: {', '.join(rule.name for rule in rules)}")
+        raise ValueError(f"{where} names a rule twice: {', '.join(rule.name for rule in rules)}")
     return rules
 
 

@@ -30,6 +30,7 @@ from models.serving.rest import ServedModel
 from models.serving.rollout import Pinned
 from models.serving.server import Listening, Server
 from models.serving.telemetry import Telemetry
+from models.serving.trainer import RolloutModel
 from models.serving.transformer import Asked, OneRecModel
 
 ROLES = ("all", "transformer", "predictor", "rollout")
@@ -144,6 +145,7 @@ class Process:
             bf16=a.bf16,
             cuda_graphs=a.cuda_graphs,
             warm_up=a.buckets,
+            thread=self._thread,
             keep=a.keep_bundles,
         )
 
@@ -160,6 +162,8 @@ class Process:
             events=a.cached_events,
         )
         lookup.open()
+        if a.role == "rollout":
+            return [RolloutModel(each, lookup, each.source.telemetry, a.timeout_ms) for each in predictors]
         asked: list[tuple[Asked, Telemetry]] = [(each, each.source.telemetry) for each in predictors]
         if a.role == "transformer":
             asked = [(RemotePredictor(name, a.predictor_host), Telemetry(name)) for name, _ in a.model]

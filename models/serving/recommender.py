@@ -160,16 +160,15 @@ class Recommender:
                 legal += int((self.bundle.trie.locate(drawn.sids) >= 0).sum())
         return legal / max(len(contexts) * samples, 1)
 
-    def warm_up(self, lengths: Sequence[int] = (), rows: int = 1) -> None:
-        """One cold request through everything, then ``rows`` requests of each context length.
-
-        So that no caller pays for first times; raises ValueError when the bundle's model cannot answer.
-        """
+    def prove(self) -> None:
+        """One cold request through everything; raises ValueError when the bundle's model cannot answer."""
         (answer,) = self.recommend(cold_context(1, self.bundle.limits), num_items=10, beam_width=32)
         if not len(answer) or not np.isfinite(answer.scores).all():
             raise ValueError(f"bundle {self.bundle.version} does not recommend: a cold request got {answer}")
-        for length in lengths:
-            self.recommend(self._invented(rows, length), num_items=10, beam_width=32, exclude_seen=False)
+
+    def warm_up(self, length: int) -> None:
+        """One request of ``length`` behaviours, so that no caller pays for first times."""
+        self.recommend(self._invented(1, length), num_items=10, beam_width=32, exclude_seen=False)
 
     def _invented(self, requests: int, length: int) -> Context:
         """Contexts of ``length`` behaviours, as far as the bundle's windows have room."""

@@ -10,7 +10,8 @@ items and take-downs give a new catalogue and trie around the same model.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Follower:
-    """Keeps ``recommender`` at the bundle that ``alias`` names; ``check`` does one step, ``start`` polls."""
+    """Keeps ``recommender`` at the bundle that ``alias`` names; ``check`` does one step, ``start`` polls.
+
+    ``thread`` is the one that runs the model in service: a new one proves itself and warms up there, between batches.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Follower:
         bf16: bool = False,
         cuda_graphs: bool = False,
         warm_up: Sequence[int] = (),
+        thread: Executor | None = None,
         keep: int = 2,
     ) -> None:
         self.name = name
@@ -54,6 +59,7 @@ class Follower:
         self._device = device
         self._options = {"bf16": bf16, "cuda_graphs": cuda_graphs}
         self._warm_up = warm_up
+        self._thread = thread
         self._keep = keep
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -119,7 +125,9 @@ class Follower:
             # With its deltas from the first request on: what is taken down must not show even once.
             moved = self._deltas.apply(bundle, self._deltas.keys(version))
             recommender = Recommender(moved.bundle, **self._options)
-            recommender.warm_up(self._warm_up)
+            self._beside_batches(recommender.prove)
+            for length in self._warm_up:
+                self._beside_batches(lambda length=length: recommender.warm_up(length))  # type: ignore[misc]
         except (BundleCorrupt, ValueError, RuntimeError) as error:
             if isinstance(error, StorageUnavailable):
                 raise
@@ -134,6 +142,13 @@ class Follower:
         self.telemetry.serving(version, old)
         log.info("model %s serves %s (before: %s), loaded in %.1f s", self.name, version, old, time.monotonic() - began)
         prune(self._cache, self.name, version, self._keep)
+
+    def _beside_batches(self, run: Callable[[], None]) -> None:
+        """One run of a model that does not serve yet, in turn with those that do: side by side both would crawl."""
+        if self._thread is None:
+            run()
+        else:
+            self._thread.submit(run).result()
 
     def _follow_deltas(self, version: str) -> None:
         """Applies what storage lists for the version in service, when that changed."""

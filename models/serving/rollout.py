@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from features.storage import Storage
-from models.architectures import model_of
+from models.architectures import restored
 from models.bundle import Bundle, fetch
 from models.generator import Generator
 from models.serving.recommender import Recommender
@@ -105,8 +105,7 @@ class Pinned:
             state = load_file(path)
         except SafetensorError as error:
             raise InvalidInput(f"the weights are not a safetensors file ({error})") from error
-        model = model_of(like.config)
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in like.state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if wrong := sorted(name for name in {**expected, **given} if expected.get(name) != given.get(name)):
             first = wrong[0]
@@ -114,11 +113,11 @@ class Pinned:
                 f"{len(wrong)} tensors are not of this architecture, first {first!r}: shape {given.get(first)}, "
                 f"expected {expected.get(first)}; push the state_dict of the model that bundle {self._version} holds"
             )
-        model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()})
+        model = restored(like.config, {name: tensor.to(torch.float32) for name, tensor in state.items()})
         return model.to(self._device).eval().requires_grad_(False)
 
     def _serve(self, recommender: Recommender) -> None:
-        recommender.warm_up()
+        recommender.prove()
         before = self.recommender.bundle.version if self.recommender else None
         self.recommender, self.reason = recommender, ""
         version = recommender.bundle.version

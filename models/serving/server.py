@@ -7,6 +7,7 @@ Left out: several workers (each would hold its own model; run more replicas inst
 """
 
 import asyncio
+import gc
 import logging
 import warnings
 from collections.abc import Sequence
@@ -111,6 +112,9 @@ class Server(kserve.ModelServer):
         self._grpc_server = Grpc(address, plane, extension, self._administrator, GRACE_S)
         self.servers = [rest.start(), self._grpc_server.start(self.max_threads)]
         self.register_signal_handler()
+        # Half a million objects of libraries, a quarter of a second to look through: for ever, not while asked.
+        gc.collect()
+        gc.freeze()
         asyncio.run(self._serve())
 
     async def status(self) -> dict[str, Any]:

@@ -1,63 +1,60 @@
-"""Alignment on logged exposures: RSFT and GBPO together.
+"""The stage ``align``: RSFT and a policy objective, on logged exposures, on roll-outs, or on both.
 
 RSFT (OneRec V1, arXiv 2506.13695, 3.3) drops the bottom half of the exposure sessions by play time and keeps the
-pre-training loss on the rest; a session is a request here. GBPO (OneRec-V2, arXiv 2508.20900, 3.1.2) learns from the
-duration-aware advantage of every exposure (3.1.1), against the probability logged when we served it ourselves, else
-against the current one. One forward pass serves both; the NTP loss is the anchor in place of a KL term. Left out:
-roll-outs and reward models.
+pre-training loss on the rest; a session is a request here. The nightly default adds GBPO (OneRec-V2, arXiv 2508.20900,
+3.1.2), which learns from the duration-aware advantage of every exposure (3.1.1), against the probability logged when we
+served it ourselves, else against the current one; ``own_share`` sets how many of those exposures are our own. With
+another ``signal`` a few users' requests are rolled out and judged by the run's reward model (V1 2.4). The step itself
+is in ``models.training.on_policy``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.objectives.gbpo import gbpo_loss
-from models.objectives.ntp import ntp_loss
-from models.objectives.policy import guards
+from features.settings import settings
+from models.decoding.sample import sample
+from models.pathways import to_tensors
 from models.rewards.duration import DurationAdvantage, DurationConfig, duration_aware_advantage
+from models.rewards.reward import REWARD, load_reward
 from models.tokenizer.vocabulary import Catalogue
 from models.training import checkpoint
-from models.training.data import Contexts, RunData
+from models.training.alignment import AlignConfig
+from models.training.data import OWN, Contexts, RunData, hashed
+from models.training.groups import pscore
 from models.training.loop import Loss, fit
+from models.training.on_policy import Alignment, Asked, Logged, Rollouts, Step
 from models.training.ray import launch
+from models.training.rollout_server import ServerSampler
+from models.training.rollouts import InProcessSampler, Names, Sampler
 from models.training.sessions import per_request
-from models.training.stage import Example, Job, StageConfig, Workshop
+from models.training.stage import Example, Job, Workshop
+
+RECALL = "holdout/recall_level1"
+ROLLOUT_SEED = 1
+"""Other users are rolled out than held out."""
+LEGALITY_REQUESTS, LEGALITY_SAMPLES = 64, 16
+"""Of each check of the guard."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig(StageConfig):
-    """Alignment; all constants but ``drop_sessions`` and the top quartile are ours."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AlignJob(Job[AlignConfig]):
+    """An alignment; ``reward`` is the folder of the reward model that judges roll-outs."""
 
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.0
-    precision: Literal["auto", "bf16", "fp32"] = "fp32"
-    """fp32, as the server computes the log-probabilities it logs: GBPO compares the two."""
-    checkpoint_every: int = 50
-    drop_sessions: float = 0.5
-    """Share of sessions, those with the least play time, that RSFT leaves out (V1 3.3)."""
-    gbpo_weight: float = 1.0
-    """Loss = NTP on the kept sessions + this times GBPO on all exposures; 0 is RSFT alone."""
-    top_share: float = 0.25
-    """Share of exposures whose advantage is +1 (V2 3.1.1: the top quartile)."""
-    guard_drop: float = 0.2
-    """Stop when held-out recall of the first code falls by more than this share of its value before."""
-    guard_targets: int = 100
-    """Below this many held-out targets there is no guard: it would react to noise."""
+    reward: Path | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop_sessions < 1 or not 0 < self.guard_drop <= 1 or self.gbpo_weight < 0:
-            raise ValueError(
-                f"drop_sessions {self.drop_sessions} must be in [0, 1), guard_drop {self.guard_drop} in (0, 1] and "
-                f"gbpo_weight {self.gbpo_weight} at least 0"
-            )
+    def fingerprint(self) -> dict[str, Any]:
+        """With the reward model, if there is one."""
+        judge = checkpoint.sha256(self.reward / REWARD) if self.reward is not None else ""
+        return {**super().fingerprint(), **({"reward": judge} if judge else {})}
 
 
 def align(
@@ -67,14 +64,22 @@ def align(
     output: Path,
     *,
     init: Path,
+    reward: Path | None = None,
     ray_address: str = "",
     name: str = "align",
     workers: int = 1,
     store: str = "",
 ) -> dict[str, Any]:
-    """Aligns the weights in folder ``init`` on the run's exposures; outputs and resumption as ``pretrain``."""
+    """Aligns the weights in folder ``init`` on the run's exposures; outputs and resumption as ``pretrain``.
+
+    ``reward`` is the output folder of ``train_reward``, needed for roll-outs. They come from the model server of role
+    ``rollout`` at ONEREC_ROLLOUT_URL, or from this process when none is configured. Raises RewardMismatch,
+    RolloutsUnavailable, RolloutsRefused (on Ray: TrainingFailed with their message).
+    """
+    if config.rolls_out and reward is None:
+        raise ValueError(f"signal {config.signal!r} needs a reward model: give the folder of a trained one")
     model = checkpoint.read_config(init)
-    job = Job(
+    job = AlignJob(
         stage="align",
         data=data,
         catalogue=catalogue,
@@ -83,53 +88,143 @@ def align(
         output=output,
         init=init,
         store=store,
+        reward=reward.absolute() if reward is not None and config.rolls_out else None,
     )
     return launch(train, job, ray_address=ray_address, name=name, workers=workers)
 
 
-def train(job: Job[AlignConfig]) -> dict[str, Any]:
+def train(job: AlignJob) -> dict[str, Any]:
     """What each worker runs."""
     shop = Workshop(job)
     before = shop.measure()
-    reward = advantages(shop.data, job.config)
-    plan = shop.plan(shop.batches(), _objective(shop, reward.advantage), _guard(shop, before))
-    metrics = fit(shop.model, plan, job.config, job.output)
+    judged = advantages(shop.data, job.config)
+    with _rollouts(shop, job) as rollouts:
+        objective = Alignment(shop.model, job.config, rollouts)
+        health = Health(shop, before, objective)
+        told = told_of(shop, judged.advantage)
+
+        def step(model: nn.Module, example: Example) -> Loss:
+            return objective(model, Step(number=example.number, logged=told(example)))
+
+        plan = shop.plan(shop.batches(), step, health.guard)
+        metrics = fit(shop.model, plan, job.config, job.output)
     kept = {f"{name}_before": value for name, value in before.items() if name != "holdout/targets"}
-    return shop.finish({**metrics, **reward.metrics, **kept})
+    return shop.finish({**metrics, **judged.metrics, **kept})
 
 
-def _objective(shop: Workshop[AlignConfig], advantage: np.ndarray) -> Callable[[nn.Module, Example], Loss]:
-    config, levels = shop.config, shop.catalogue.levels
+class Health:
+    """Held-out recall and the legality of free samples, measured before every checkpoint; recall is guarded."""
+
+    def __init__(self, shop: Workshop[AlignConfig], before: dict[str, float], objective: Alignment) -> None:
+        self._shop, self._before, self._objective = shop, before[RECALL], objective
+        self._guards = before["holdout/targets"] >= shop.config.guard_targets
+        self._names = Names(shop.catalogue)
+        objective.health = {RECALL: before[RECALL], "legality": self._legality()}
+
+    def guard(self) -> str | None:
+        """Why to stop, or None: a weak reward destroys recall silently."""
+        now, limit = self._shop.measure()[RECALL], self._shop.config.guard_drop
+        self._objective.health = {RECALL: now, "legality": self._legality()}
+        if not self._guards or now >= self._before * (1 - limit):
+            return None
+        return f"held-out recall of the first code fell from {self._before:.4f} to {now:.4f}, by more than {limit:.0%}"
+
+    @torch.no_grad()
+    def _legality(self) -> float:
+        """Share of unconstrained samples that name an item, for the newest requests."""
+        shop = self._shop
+        if shop.model.items > 1 or not len(shop.contexts.trainable):
+            return 1.0
+        context = shop.contexts.of(shop.contexts.trainable[-LEGALITY_REQUESTS:])
+        kv = shop.model.eval().encode(to_tensors(context, shop.catalogue, shop.device))
+        generator = torch.Generator(shop.device).manual_seed(shop.config.seed)
+        drawn = sample(shop.model, kv, None, LEGALITY_SAMPLES, generator=generator)
+        return float((self._names.rows(drawn.sids.cpu()) >= 0).mean())
+
+
+@contextmanager
+def _rollouts(shop: Workshop[AlignConfig], job: AlignJob) -> Iterator[Rollouts | None]:
+    """What roll-outs need, if the configuration has any; raises RewardMismatch."""
+    if job.reward is None:
+        yield None
+        return
+    reward = load_reward(job.reward / REWARD, shop.catalogue, str(shop.device))
+    chosen = rolled_out(shop.data, shop.contexts, job.config)
+    with closing(_sampler(shop, job.config)) as sampler:
+        yield Rollouts(
+            asked=Asked(count=len(chosen), of=lambda numbers: shop.contexts.of(chosen[numbers])),
+            reward=pscore(reward, shop.catalogue),
+            sampler=sampler,
+            catalogue=shop.catalogue,
+            items=shop.catalogue.to_tables()[1],
+            now_ms=int(shop.data.times_ms.max(initial=0)),
+        )
+
+
+def _sampler(shop: Workshop[AlignConfig], config: AlignConfig) -> Sampler:
+    """The configured roll-out server, or this process."""
+    url, token = settings().rollout_url, settings().admin_token.get_secret_value()
+    if not url:
+        return InProcessSampler(shop.model, shop.catalogue, config.draw, every=config.push_every)
+    every, patience_s = config.push_every, config.patience_s
+    return ServerSampler(url, token, shop.catalogue, config.draw, every=every, patience_s=patience_s)
+
+
+def rolled_out(data: RunData, contexts: Contexts, config: AlignConfig) -> np.ndarray:
+    """int64: the requests, none of them held out, of the users whom a hash chooses; raises ValueError for none."""
+    grouped = contexts.requests
+    users = grouped.users.to_pylist()
+    chosen = np.array([hashed(user, ROLLOUT_SEED) < config.users_share for user in users], bool)
+    requests = contexts.trainable
+    mine = chosen[grouped.user[requests]] & ~data.held_out[grouped.rows[grouped.offsets[requests]]]
+    if not mine.any():
+        raise ValueError(
+            f"users_share {config.users_share} leaves no request to roll out of {len(users)} users and "
+            f"{len(requests)} requests with features; raise align.users_share"
+        )
+    return requests[mine]
+
+
+def told_of(shop: Workshop[AlignConfig], advantage: np.ndarray) -> Callable[[Example], Logged]:
+    """Batches of the run's exposures with what they teach."""
+    config = shop.config
     weights = shop.weights * kept_sessions(shop.data, shop.contexts, config.drop_sessions)
     logged = logged_log_probs(shop.data, shop.catalogue)
+    if config.own_share is not None:
+        own = shop.data.column("source") == OWN
+        advantage = np.where(mixed(own, ~shop.data.held_out, config.own_share, config.seed), advantage, np.nan)
 
-    def objective(model: nn.Module, example: Example) -> Loss:
-        logits = model(example.context, example.targets)
-        ntp = ntp_loss(logits, example.targets, shop.of_exposures(weights, example), shop.model.level_loss)
-        wanted = shop.of_exposures(advantage, example)
-        old = shop.of_exposures(logged, example, padding=np.nan)
-        gbpo, parts = gbpo_loss(logits, example.targets, wanted, old, example.mask)
-        count = int((example.batch.items >= 0).sum())
-        parts |= guards(logits, example.targets, wanted, old, example.mask)
-        parts |= {"ntp": float(ntp.detach()), "gbpo": float(gbpo.detach()), "entropy": entropy(logits, example.mask)}
-        return Loss(ntp + config.gbpo_weight * gbpo, parts, count, count * levels, weight=count)
+    def told(example: Example) -> Logged:
+        return Logged(
+            context=example.context,
+            targets=example.targets,
+            mask=example.mask,
+            weights=shop.of_exposures(weights, example),
+            advantages=shop.of_exposures(advantage, example),
+            old_log_probs=shop.of_exposures(logged, example, padding=np.nan),
+        )
 
-    return objective
+    return told
 
 
-def _guard(shop: Workshop[AlignConfig], before: dict[str, float]) -> Callable[[], str | None] | None:
-    """Compares held-out recall with the one before alignment: a weak reward destroys it silently."""
-    name, limit = "holdout/recall_level1", shop.config.guard_drop
-    if before["holdout/targets"] < shop.config.guard_targets:
-        return None
+def mixed(own: np.ndarray, select: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """bool [N]: as many of the exposures in ``select`` as there can be with ``share`` of them ``own``.
 
-    def guard() -> str | None:
-        now = shop.measure()[name]
-        if now >= before[name] * (1 - limit):
-            return None
-        return f"held-out recall of the first code fell from {before[name]:.4f} to {now:.4f}, by more than {limit:.0%}"
-
-    return guard
+    The surplus of one side is left out at random. Where one side has none, a share between 0 and 1 leaves nothing of
+    the other: raises ValueError then, and when nothing at all is left.
+    """
+    ours, theirs = np.flatnonzero(own & select), np.flatnonzero(~own & select)
+    most_ours = share / (1 - share) * len(theirs) if share < 1 else np.inf
+    most_theirs = (1 - share) / share * len(ours) if share > 0 else np.inf
+    rng, kept = np.random.default_rng(seed), np.zeros(len(own), bool)
+    for rows, most in ((ours, most_ours), (theirs, most_theirs)):
+        kept[rng.permutation(rows)[: int(min(len(rows), round(min(most, len(rows)))))]] = True
+    if not kept.any():
+        raise ValueError(
+            f"own_share {share} leaves nothing: there are {len(ours)} exposures of ours (source {OWN!r}) and "
+            f"{len(theirs)} of others; set align.own_share to null to take them as they come"
+        )
+    return kept
 
 
 def advantages(data: RunData, config: AlignConfig) -> DurationAdvantage:
@@ -176,10 +271,3 @@ def logged_log_probs(data: RunData, catalogue: Catalogue) -> np.ndarray:
     same = (values("sid") == catalogue.sids[rows[ours]]).all(1)
     logged[ours[same]] = values("log_probs")[same]
     return logged
-
-
-@torch.no_grad()
-def entropy(logits_BTLC: Tensor, mask_BT: Tensor) -> float:
-    """Mean entropy in nats of the first code's distribution over requests: falls when the policy collapses."""
-    log_p = logits_BTLC[:, 0, 0].float().log_softmax(-1)
-    return float(-(log_p.exp() * log_p).sum(-1)[mask_BT.any(1)].mean())

@@ -85,7 +85,7 @@ def _held_out(
     recent = grouped.times_ms >= newest
     chosen = np.zeros(len(grouped.users), bool)
     asked = np.unique(grouped.user[recent])
-    chosen[asked] = [_hash(name, seed) < users_share for name in grouped.users.take(pa.array(asked)).to_pylist()]
+    chosen[asked] = [hashed(name, seed) < users_share for name in grouped.users.take(pa.array(asked)).to_pylist()]
     held = recent & chosen[grouped.user] if len(grouped) else recent
     others = held & foreign[grouped.rows[grouped.offsets[:-1]]]
     held = others if others.sum() >= FOREIGN_REQUESTS else held
@@ -94,8 +94,8 @@ def _held_out(
     return mask
 
 
-def _hash(user: str, seed: int) -> float:
-    """Stable and uniform in [0, 1)."""
+def hashed(user: str, seed: int) -> float:
+    """Stable and uniform in [0, 1), another number for every seed."""
     digest = blake2b(f"holdout\x1f{seed}\x1f{user}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 

@@ -284,5 +284,5 @@ def require(metrics: Mapping[str, Any], config: RewardConfig) -> None:
             f"the reward model's AUC of {config.gate} is {found['value']:.3f} on {found['rows']} held-out exposures "
             f"({found['positives']} positive), below {config.least_auc}: reinforcement learning from such labels makes "
             "recommendations worse. Give it more data, look at the feedback that arrives, align by RSFT alone "
-            "(align.gbpo_weight 0), or lower reward.least_auc"
+            "(align.objective rsft), or lower reward.least_auc"
         )

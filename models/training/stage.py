@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -112,6 +112,8 @@ class Example:
     mask: Tensor
     """[B, T] bool."""
     batch: Batch
+    number: int = 0
+    """Which part of the training it is."""
 
 
 class Workshop(Generic[Config]):
@@ -165,7 +167,7 @@ class Workshop(Generic[Config]):
         skipped = max(available - steps * parts, 0)
         return Plan(
             steps=steps,
-            example=lambda number: self.example(batches(number + skipped)),
+            example=lambda number: replace(self.example(batches(number + skipped)), number=number),
             objective=objective,
             training=self.job.fingerprint(),
             guard=guard,

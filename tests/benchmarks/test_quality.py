@@ -1,6 +1,7 @@
 """The protocol, the rival and the whole command on a small data set with a rule that can be learned."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from benchmarks import quality, sasrec
 from benchmarks.leave_one_out import Histories, accuracy
 from benchmarks.protocol import DAY_MS, leave_one_out, time_split
+from benchmarks.quality_data import COLD, kinds, targets
+from benchmarks.quality_models import MODELS, Question
 from benchmarks.sasrec import SASRecConfig
 from features.datasets import load
 from models.tokenizer.vocabulary import Catalogue
@@ -20,24 +23,34 @@ ITEMS, USERS, LENGTH = 30, 60, 8
 START_S = 1_400_000_000
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Amazon's layout: every user walks round the items one by one, one item a day."""
-    path = tmp_path_factory.mktemp("walk")
-    rows = [[(user * 7 + step) % ITEMS for step in range(LENGTH)] for user in range(USERS)]
+def write(path: Path, rows: list[list[int]], seconds: list[list[int]], titles: list[str | None]) -> Path:
+    """Amazon's layout: of every user the items and times, of every item the title."""
     log = {
-        "user_id": [f"u{user}" for user in range(USERS)],
+        "user_id": [f"u{user}" for user in range(len(rows))],
         "item_ids": [[f"i{row}" for row in each] for each in rows],
-        "timestamps": [[START_S + step * 86_400 for step in range(LENGTH)] for _ in rows],
+        "timestamps": seconds,
     }
     pq.write_table(pa.table(log), path / "interactions.parquet")
     items = {
-        "item_id": [f"i{row}" for row in range(ITEMS)],
-        "title": [f"thing {row} of kind {row % 5}" for row in range(ITEMS)],
-        "attributes": [[f"kind {row % 5}"] for row in range(ITEMS)],
+        "item_id": [f"i{row}" for row in range(len(titles))],
+        "title": pa.array(titles, pa.string()),
+        "attributes": [[f"kind {row % 5}"] for row in range(len(titles))],
     }
     pq.write_table(pa.table(items), path / "items.parquet")
     return path
+
+
+def walk(user: int, length: int = LENGTH) -> list[int]:
+    """Round the items one by one."""
+    return [(user * 7 + step) % ITEMS for step in range(length)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every user walks round the items, one item a day."""
+    days = [[START_S + step * 86_400 for step in range(LENGTH)]] * USERS
+    titles: list[str | None] = [f"thing {row} of kind {row % 5}" for row in range(ITEMS)]
+    return write(tmp_path_factory.mktemp("walk"), [walk(user) for user in range(USERS)], days, titles)
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +89,16 @@ def test_a_time_split_learns_from_the_past_alone(histories: Histories, exposures
         time_split(histories, START_S * 1000)
 
 
-def test_ties_are_shuffled_and_order_in_time_is_kept(exposures: pa.Table, histories: Histories) -> None:
-    same = exposures.set_column(
-        exposures.schema.get_field_index("event_time"),
-        "event_time",
-        pa.array(np.full(exposures.num_rows, START_S * 1000), exposures.schema.field("event_time").type),
-    )
-    bare = Catalogue.from_items(
-        pa.table({"item_id": [f"i{row}" for row in range(ITEMS)], "duration_ms": [0] * ITEMS}),
-        sids=np.zeros((ITEMS, 1), np.int32),
-        codes=1,
-        popularity=np.zeros(ITEMS),
-    )
-    untied = Histories.from_exposures(exposures, bare, shuffle_ties=True)
-    assert (untied.item == Histories.from_exposures(exposures, bare).item).all()
-    tied = Histories.from_exposures(same, bare, shuffle_ties=True)
-    assert (tied.item != Histories.from_exposures(same, bare).item).any()
-    for start, end in zip(tied.starts[:-1], tied.starts[1:], strict=True):
-        assert sorted(tied.item[start:end]) == sorted(histories.item[start:end])
+def test_ties_are_shuffled_and_order_in_time_is_kept(folder: Path, tmp_path: Path) -> None:
+    two_a_day = [[START_S + step // 2 * 86_400 for step in range(LENGTH)]] * USERS
+    write(tmp_path, [walk(user) for user in range(USERS)], two_a_day, [f"thing {row}" for row in range(ITEMS)])
+    for path, tied in ((folder, False), (tmp_path, True)):
+        plain = Question(dataset=load(path), seed=0, shuffled=False, since=None, quick=False)
+        published, shuffled = plain.split.histories.item, replace(plain, shuffled=True).split.histories.item
+        assert (published == np.concatenate([walk(int(u[1:])) for u in sorted(f"u{n}" for n in range(USERS))])).all()
+        assert (published != shuffled).any() == tied
+        days = (np.sort(each.reshape(-1, 2)) for each in (published, shuffled))
+        assert (next(days) == next(days)).all()
 
 
 def test_sasrec_learns_the_walk_and_never_ranks_what_was_seen(histories: Histories) -> None:
@@ -124,3 +129,59 @@ def test_unknown_models_orders_and_dates_are_refused(folder: Path) -> None:
         result = CliRunner().invoke(quality.app, ["--data", str(folder), wrong])
         assert result.exit_code == 2
         assert text in result.output
+
+
+def lacking(path: Path, seconds: int) -> Path:
+    """Eight users of the walk, two of two items; the last of user 0 is an item nobody else takes; titles are gone."""
+    rows = [walk(user) for user in range(8)] + [walk(8, 2), walk(9, 2)]
+    rows[0][-1] = ITEMS
+    times = [[seconds + step * 86_400 if seconds > 0 else -1 for step in range(len(each))] for each in rows]
+    return write(path, rows, times, [None if row % 2 else " " for row in range(ITEMS + 1)])
+
+
+def test_what_the_data_lack_is_said_and_does_not_stop_the_run(tmp_path: Path) -> None:
+    path = lacking(tmp_path, seconds=-1)
+    arguments = ["--data", str(path), "--model=popularity", "--seeds=2", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(quality.app, [*arguments, "--quick"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout.strip().splitlines()[-1])
+    wanted = {"timestamps": False, "users": 8, "users_too_short": 2, "unseen_tests": 1, "seeds": 1}
+    assert {name: record[name] for name in wanted} == wanted
+    assert record["items_without_title"] == record["items"] == ITEMS + 1
+    assert "recall10_shuffled" not in record
+    said = " ".join(result.stderr.split())
+    for sentence in ("no times", "2 of 10 users", "1 of 8 tests ask for one", "31 of 31 items have no title", "Quick"):
+        assert sentence in said
+
+
+def test_the_recipe_names_items_without_titles_and_times(tmp_path: Path) -> None:
+    data = load(lacking(tmp_path, seconds=-1))
+    question = Question(dataset=data, seed=0, shuffled=False, since=None, quick=True)
+    fitted = MODELS["v2"].fit(question, tmp_path / "run", lambda _: None)
+    ranked = fitted.rank(question.split.test)
+    assert (ranked[:, :10] >= 0).all()
+    assert ITEMS in ranked  # never learned from, and its SID can still be generated
+
+
+def test_kinds_of_tests_by_what_was_learned_from(tmp_path: Path) -> None:
+    question = Question(dataset=load(lacking(tmp_path, START_S)), seed=0, shuffled=False, since=None, quick=False)
+    often = question.split.occurrences(ITEMS + 1)
+    found, wanted = kinds(question), targets(question.split)
+    assert (found[often[wanted] == 0] == -2).all()
+    assert (found == -2).any()
+    assert (found[(often[wanted] > 0) & (often[wanted] <= COLD)] == -1).all()
+    assert (often[wanted[found == 1]] > COLD).all()
+
+
+def test_no_time_split_of_data_without_times(tmp_path: Path) -> None:
+    result = CliRunner().invoke(quality.app, ["--data", str(lacking(tmp_path, -1)), "--since=2014-01-01"])
+    assert result.exit_code == 2
+    assert "no times" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_log_of_short_users_is_refused(tmp_path: Path) -> None:
+    rows = [walk(user, 2) for user in range(4)]
+    write(tmp_path, rows, [[START_S, START_S + 60]] * 4, ["a thing"] * ITEMS)
+    result = CliRunner().invoke(quality.app, ["--data", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "3 positive interactions" in " ".join(result.output.replace("│", " ").split())

@@ -85,7 +85,7 @@ def test_with_a_base_new_items_are_appended(s3: Storage, tmp_path: Path, monkeyp
     tokenize.python_func(run_id="r1", data=store_data(s3, "r1", 40), base="", **asked)
     first = Run(s3, "r1").fetch("tokenizer", tmp_path / "first")
     base = SimpleNamespace(tokenizer=Tokenizer.load(first / "tokenizer.safetensors"), catalogue=read_tokens(first))
-    monkeypatch.setattr("models.stages._bundle", lambda version: base)
+    monkeypatch.setattr("models.stages.open_bundle", lambda version: base)
     tokenize.python_func(run_id="r2", data=store_data(s3, "r2", 46), base="v1", **asked)
     second = Run(s3, "r2").fetch("tokenizer", tmp_path / "second")
     longer = read_tokens(second)

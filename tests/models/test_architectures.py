@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.architectures import build, config_of, describe, model_of, name_of
+from models.architectures import config_of, describe, model_of, name_of, restored
 from models.generator import ContextKV, Generator, GeneratorConfig
 from models.naive import NaiveConfig
 from models.nn.moe import MoE, balance
@@ -184,12 +184,16 @@ def test_every_weight_learns_and_bf16_agrees(name: str) -> None:
 
 
 @every
-def test_a_configuration_survives_json_and_builds_the_same_model(name: str) -> None:
+@torch.no_grad()
+def test_a_model_is_restored_from_json_and_its_weights_and_draws_nothing(name: str) -> None:
     model = random_model(CONFIGS[name])
-    again = build(*json.loads(json.dumps(describe(model))))
+    before = torch.get_rng_state()
+    again = restored(config_of(*json.loads(json.dumps(describe(model)))), model.state_dict()).eval()
+    assert torch.equal(torch.get_rng_state(), before)
     assert again.config == model.config
-    again.load_state_dict(model.state_dict())
     assert type(again) is type(model)
+    context, targets = random_context(model.config), random_targets(model)
+    assert torch.equal(again(context, targets), model(context, targets))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -203,7 +207,7 @@ def test_every_preset_belongs_to_an_architecture(name: str) -> None:
 
 def test_foreign_configurations_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown architecture 'bert'; there are onerec_v2, onerec_v1"):
-        build("bert", {})
+        config_of("bert", {})
     with pytest.raises(ValueError, match="onerec_v1 has no context_layers, dense_blocks, l_kv"):
         config_of("onerec_v1", describe(CONFIGS["v2"])[1])
 

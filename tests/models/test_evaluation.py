@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.histories.context import cold_context
 from features.histories.windows import Limits
 from models.bundle import Bundle
-from models.evaluation import CUTOFFS, accuracy, card, compare, density, describe, evaluate
+from models.evaluation import CUTOFFS, accuracy, card, compare, density, describe, evaluate, mean_reward
 from models.serving.recommender import Recommender
 from models.tokenizer.vocabulary import Catalogue
 from models.training.data import Holdout
@@ -167,12 +167,29 @@ def test_evaluation_through_the_recommender(write_bundle, tmp_path: Path) -> Non
     assert result["candidate_over_itemknn"]["mean"] == pytest.approx(result["candidate"]["recall@50"] - 1)
     assert "legality" not in result["itemknn"]
     same = evaluate(candidate, candidate, {}, holdout, holdout, {})
+    assert min(same[name].pop("latency_ms") for name in ("candidate", "production")) > 0
     assert same["candidate"] == {**same["production"], "over_production_high": 0}
     assert same["candidate_over_production"] == {"mean": 0, "low": 0, "high": 0, "pairs": 12}
     assert "production" not in evaluate(candidate, None, {}, holdout, None, {})
     page = card(json.loads(json.dumps(result)))
     assert all(f"<th>{name}</th>" in page for name in ("candidate", "production", "itemknn"))
     assert f"{result['candidate']['recall@50']:.4f}" in page
+
+
+def test_one_reward_model_judges_all_lists(write_bundle, random_reward, tmp_path: Path) -> None:
+    """The mean P-Score of a list is that of its items asked one by one, and other models' lists have the same judge."""
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    judge = replace(bundle, reward=random_reward(bundle.catalogue))
+    ids, holdout = bundle.catalogue.item_ids, holdout_of([set(), set()])
+    lists = [ids[:10] + ids[50:], [*ids[3:5], "unknown"]]
+    singles = [mean_reward(judge, holdout_of([set()]), [[item]]) for item in (*ids[:10], *ids[3:5])]
+    assert mean_reward(judge, holdout, lists) == pytest.approx(np.mean(singles), rel=1e-5)
+    rivals = {"popularity": lists, "itemknn": lists}
+    result = evaluate(Recommender(judge), Recommender(bundle), rivals, holdout, holdout, {})
+    assert result["popularity"]["reward"] == pytest.approx(np.mean(singles), rel=1e-5)
+    assert result["production"]["reward"] == pytest.approx(result["candidate"]["reward"]), "the same weights"
+    assert result["candidate"]["reward_lift"] == result["candidate"]["reward"] / result["popularity"]["reward"]
+    assert "latency_ms" not in card(result), "the card names a stage by its content"
 
 
 def test_what_was_seen_is_not_recommended(write_bundle, tmp_path: Path) -> None:

@@ -11,9 +11,16 @@ from features import catalog, deltas
 from features.runs import Run
 from features.schema import ITEM, conform
 from features.storage import connect
-from models.bundle import read_alias
-from models.stages import publish_run
+from models.bundle import read_alias, seal
+from models.release import publish_run
 from models.tokenizer.tokenizer import Tokenizer
+from monitoring.quality import Decision, keep
+
+
+def decision_on(made: Path, end: str) -> Decision:
+    """A blessing of the content of ``made``."""
+    sealed = seal(made, data_time=datetime.fromisoformat(end))
+    return Decision(blessed=True, passed=(), failed=(), version=sealed["version"], digest=sealed["digest"])
 
 
 def test_a_published_bundle_has_vectors_and_knows_items_that_came_while_it_was_trained(
@@ -31,7 +38,7 @@ def test_a_published_bundle_has_vectors_and_knows_items_that_came_while_it_was_t
 
     run.stage("data", {"end": end}, lambda folder: {})
     run.stage("evaluate", {}, evaluated)
-    storage.put_json("runs/run/gate/decision.json", {"blessed": True, "failed": []})
+    keep(storage, "runs/run", decision_on(made, end))
     tokenizer, catalogue = tiny_tokenizer
     late = conform(pa.table({"item_id": ["late"], "tags": [["t2"]], "duration_ms": [7_000]}), ITEM)
     catalog.append_items(storage, catalogue.items)

@@ -58,7 +58,7 @@ def test_reinforcement_learning_does_not_start_on_a_weak_reward_model(
     with pytest.raises(RewardTooWeak, match=r"AUC of long_view is 0\.520 .*below 0\.55"):
         align_run("run", pretrained="digest", preset="tiny", overrides="{}")
     assert not aligned
-    align_run("run", pretrained="digest", preset="tiny", overrides='{"align.gbpo_weight": 0}')  # RSFT alone may
+    align_run("run", pretrained="digest", preset="tiny", overrides='{"align.objective": "rsft"}')  # RSFT alone may
     assert len(aligned) == len(rewarded) == 1
     align_run("run", pretrained="digest", preset="tiny", overrides='{"reward.least_auc": 0.5}')
     assert len(aligned) == 2

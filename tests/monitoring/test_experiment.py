@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from monitoring.experiment import adjusted_difference, assign, bootstrap_mean, paired_difference
+from monitoring.experiment import Split, adjusted_difference, assign, bootstrap_mean, paired_difference
 
 ARMS = ("a", "b", "c")
 
@@ -78,3 +78,15 @@ def test_a_constant_baseline_changes_nothing() -> None:
     measure = {user: float(i) for i, user in enumerate(assignment.arm_of())}
     same = dict.fromkeys(measure, 1.0)
     assert adjusted_difference(assignment, measure, same, "a", "b") == paired_difference(assignment, measure, "a", "b")
+
+
+def test_a_split_gives_the_same_people_the_same_arm_and_keeps_its_share() -> None:
+    users = [f"u{number}" for number in range(20_000)]
+    arms = [Split(share=0.2, salt="a").arm(user) for user in users]
+    assert arms == [Split(share=0.2, salt="a").arm(user) for user in users]
+    assert np.mean([arm == "canary" for arm in arms]) == pytest.approx(0.2, abs=0.01)
+    wider = [Split(share=0.5, salt="a").arm(user) for user in users]
+    assert all(now == "canary" for before, now in zip(arms, wider, strict=True) if before == "canary")
+    other = [Split(share=0.2, salt="b").arm(user) for user in users]
+    both = np.mean([a == b == "canary" for a, b in zip(arms, other, strict=True)])
+    assert both == pytest.approx(0.04, abs=0.01), "another canary, other people"

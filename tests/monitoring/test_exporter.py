@@ -17,7 +17,7 @@ from features.schema import IMPRESSION, conform
 from features.storage import Storage, StorageUnavailable
 from monitoring.exporter import Exporter, main, samples
 from monitoring.metrics import EXPORTER, METRICS
-from monitoring.state import State, read_state
+from monitoring.state import Runs, State, read_state
 
 NOW = datetime(2026, 1, 10, 12, tzinfo=UTC)
 DRIFT = {
@@ -110,6 +110,30 @@ def test_a_failed_run_that_is_resumed_is_open_again(s3: Storage) -> None:
     time.sleep(1.1)  # S3 keeps whole seconds
     stage(s3, "r1", "tokenizer", {})
     assert values(read_state(s3, NOW))["onerec_run_open",] == 1
+
+
+def test_runs_that_ended_well_are_listed_once(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        stage(s3, f"r{number}", "publish", {"version": "v1"})
+        s3.put_json(f"runs/r{number}/outcome.json", {"state": "SUCCEEDED"})
+    stage(s3, "failed", "data", {})
+    s3.put_json("runs/failed/outcome.json", {"state": "FAILED"})
+    runs, listed = Runs(s3), list[str]()
+    first = values(read_state(s3, NOW, runs))
+    objects = s3.objects
+
+    def counting(storage: Storage, prefix: str) -> Any:
+        listed.append(prefix)
+        return objects(prefix)
+
+    monkeypatch.setattr(Storage, "objects", counting)
+    assert values(read_state(s3, NOW, runs)) == first
+    again = {prefix for prefix in listed if prefix.startswith("runs/")}
+    assert "runs/failed/" in again, "it may be resumed"
+    assert len(again) == 2, "of those that ended well only the newest is looked at"
+    time.sleep(1.1)  # S3 keeps whole seconds
+    stage(s3, "r9", "data", {})
+    assert values(read_state(s3, NOW, runs))["onerec_run_open",] == 1
 
 
 def test_a_reading_that_fails_is_counted_and_keeps_what_was_known() -> None:

@@ -58,7 +58,7 @@ def test_a_model_server_and_the_updater_register_what_is_listed() -> None:
 
 
 def test_a_collector_registers_what_is_listed() -> None:
-    telemetry = Telemetry(NoLog())  # type: ignore[arg-type]
+    telemetry = Telemetry(NoLog(), 1)  # type: ignore[arg-type]
     telemetry.watch(NoLog())  # type: ignore[arg-type]
     assert by_name(map(described, registered(telemetry.registry))) == by_name(COLLECTOR)
     assert b"onerec_collector_updater_lag_seconds 0.0" in telemetry.render()

@@ -178,7 +178,7 @@ single_visits = st.builds(
     max_requests=st.integers(1, 4),
 )
 visits_of_a_day = st.lists(single_visits, max_size=15)
-property_test = settings(max_examples=40, deadline=None)
+property_test = settings(max_examples=40)
 
 
 @property_test

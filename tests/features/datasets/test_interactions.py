@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.datasets import check, load
@@ -135,7 +135,6 @@ def test_a_log_without_play_times_is_refused_where_they_are_needed(tmp_path: Pat
         check(folder, played=True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 12)), max_size=25))
 def test_times_are_the_smallest_that_rise(rows: list[tuple[int, int]]) -> None:
     user, times = (np.array(column, np.int64) for column in (zip(*rows, strict=True) if rows else ((), ())))

@@ -42,7 +42,7 @@ def check_against_the_fold(folder: Path, table: pa.Table, folded: Callable[..., 
     assert_same(sequences.positive(chosen, item_rows, LIMITS.positive), expected[1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), rows=st.integers(0, 150), users=st.integers(1, 6))
 def test_pathways_equal_the_fold(make_exposures, folded, tmp_path_factory, seed: int, rows: int, users: int) -> None:
     table = make_exposures(rows, seed=seed, users=users)

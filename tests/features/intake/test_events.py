@@ -46,7 +46,7 @@ text = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_s
 times = st.datetimes(datetime(2000, 1, 2), datetime(2099, 12, 30), timezones=st.just(UTC))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text, text, times, st.integers(0, 10**9), st.sets(st.sampled_from(FLAGS)), st.booleans())
 def test_valid_feedback_becomes_the_row_it_says(
     exposure: str, user: str, time: datetime, play_ms: int, flags: set[str], iso: bool
@@ -131,7 +131,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.binary(max_size=60), json_values.map(lambda value: json.dumps(value).encode())))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     with contextlib.suppress(InvalidBatch):
@@ -139,7 +139,7 @@ def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     decode([data])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(KINDS), st.data())
 def test_changed_events_are_stored_as_sent_or_refused(kind: str, data: st.DataObject) -> None:
     event = good(kind, **{data.draw(st.sampled_from([*GOOD[kind], "extra"])): data.draw(json_values)})
@@ -158,7 +158,7 @@ def test_logged_rows_that_stopped_to_be_valid_are_rejected_alone() -> None:
     assert "position" in decoded.rejected[0].reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=6) | st.just("x" * 10_000), st.booleans())
 def test_ids_are_printable_however_they_are_escaped(name: str, ascii_only: bool) -> None:
     text = json.dumps({"events": [good("feedback", user_id=name)]}, ensure_ascii=ascii_only).encode()

@@ -114,7 +114,7 @@ def split(rows: list[dict[str, Any]]) -> tuple[pa.Table, pa.Table, pa.Table]:
     return tables(sent, [r for r in rows if "source" in r], [r for r in rows if "play_ms" in r])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events, st.randoms(use_true_random=False))
 def test_the_join_ignores_order_and_repeats(rows: list[dict[str, Any]], random: Any) -> None:
     again = rows + rows[:3]
@@ -122,7 +122,7 @@ def test_the_join_ignores_order_and_repeats(rows: list[dict[str, Any]], random: 
     assert exposures.join(*split(rows)).exposures.equals(exposures.join(*split(again)).exposures)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(events, min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_merging_in_steps_equals_merging_at_once(groups: list[list[dict[str, Any]]], random: Any) -> None:
     parts = [exposures.join(*split(rows)).exposures for rows in groups]

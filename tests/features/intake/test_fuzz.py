@@ -28,7 +28,7 @@ TOKENS = ["Bearer server", "Bearer client", "Bearer ", "bearer  server ", "Basic
 
 
 def quick(examples: int) -> hypothesis.settings:
-    return hypothesis.settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    return hypothesis.settings(max_examples=examples, suppress_health_check=list(HealthCheck))
 
 
 def nowhere(segments: Sequence[Segment]) -> Outcome:

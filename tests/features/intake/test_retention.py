@@ -34,7 +34,7 @@ def served(name: str, log_prob: float = -1.0) -> dict[str, Any]:
     return row | {"model_version": "m", "log_probs": [log_prob, -2.0], "event_time": T0}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.builds(served, st.sampled_from("abc"), st.sampled_from([-1.0, -0.25])), max_size=8), st.randoms())
 def test_distinct_drops_repeats_alone_and_ignores_order(rows: list[dict[str, Any]], random: Any) -> None:
     again = rows + rows[:2]

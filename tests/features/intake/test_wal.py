@@ -28,7 +28,7 @@ def records(segments: list[Segment]) -> list[bytes]:
     return [record for segment in segments for record in segment.records()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(payloads, st.binary(max_size=40), st.data())
 def test_a_torn_tail_loses_only_the_record_it_cuts(written: list[bytes], garbage: bytes, data: st.DataObject) -> None:
     frames = [frame(payload) for payload in written]
@@ -41,7 +41,7 @@ def test_a_torn_tail_loses_only_the_record_it_cuts(written: list[bytes], garbage
     assert scan(log + b"\0" * len(garbage))[0] == written
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=6), st.data())
 def test_a_flipped_bit_is_never_replayed(written: list[bytes], data: st.DataObject) -> None:
     log = bytearray(b"".join(frame(payload) for payload in written))
@@ -51,7 +51,7 @@ def test_a_flipped_bit_is_never_replayed(written: list[bytes], data: st.DataObje
     assert len(scan(bytes(log))[0]) < len(written)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(payloads, payloads, st.binary(max_size=20).filter(lambda torn: not torn.startswith(b"d")))
 def test_what_was_acknowledged_is_replayed_after_a_torn_write(
     first: list[bytes], second: list[bytes], torn: bytes

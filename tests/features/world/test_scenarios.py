@@ -15,7 +15,8 @@ def world(name: str, **overrides: object) -> Simulator:
 
 
 def test_every_file_is_a_world_with_a_name_of_its_own() -> None:
-    assert scenarios.names() == ["bots", "duration-drift", "new-items", "outage", "steady", "taste-drift"]
+    expected = ["bots", "duration-drift", "laboratory", "new-items", "outage", "steady", "taste-drift"]
+    assert scenarios.names() == expected
     hashes = {name: world_hash(SimulatorConfig.scenario(name)) for name in scenarios.names()}
     assert len(set(hashes.values())) == len(hashes)
     assert hashes["steady"] == world_hash(SimulatorConfig(drift_day=None)), "equal worlds, equal names"

@@ -18,7 +18,7 @@ def room(trie: Trie, allowed: torch.Tensor) -> list[list[list[int]]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIDS, st.data())
 def test_a_bitmap_and_a_list_of_exclusions_are_the_same_filter(
     sids: list[tuple[int, ...]], data: st.DataObject

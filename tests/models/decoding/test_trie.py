@@ -9,7 +9,7 @@ from models.decoding.trie import Trie
 SIDS = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDS)
 def test_trie_locates_exactly_its_items(sids: list[tuple[int, ...]]) -> None:
     trie = Trie.from_sids(np.array(sids))
@@ -24,7 +24,7 @@ def test_trie_locates_exactly_its_items(sids: list[tuple[int, ...]]) -> None:
     assert (trie.sids[located[located >= 0]] == grid[located >= 0]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDS, st.data())
 def test_children_packed_and_padded_are_the_prefixes_that_exist(
     sids: list[tuple[int, ...]], data: st.DataObject

@@ -17,7 +17,7 @@ def loss_of(winner: float, losers: list[float], references: list[float], **optio
     return float(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LOG_P, LOG_P, LOG_P, LOG_P)
 def test_swapping_winner_and_loser_turns_the_margin_around(a: float, b: float, ra: float, rb: float) -> None:
     beta = 0.3
@@ -27,7 +27,7 @@ def test_swapping_winner_and_loser_turns_the_margin_around(a: float, b: float, r
     assert backward - forward == pytest.approx(margin, rel=1e-3, abs=1e-4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LOG_P, st.lists(LOG_P, min_size=1, max_size=5), st.lists(LOG_P, min_size=6, max_size=6))
 def test_another_loser_makes_it_harder(winner: float, losers: list[float], references: list[float]) -> None:
     """S-DPO: -log sigmoid(-log sum exp): not easier than any of its pairs alone; one loser twice adds log 2 inside."""

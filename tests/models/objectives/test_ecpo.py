@@ -34,7 +34,7 @@ def one_token(logit: float, old: float, advantage: float, loss) -> tuple[float, 
     return float(value.detach()), logits.grad.flatten()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(-0.08, 0.08))
 def test_they_agree_where_nothing_is_clipped(seed: int, gap: float) -> None:
     logits, targets, log_pi = sample(seed)
@@ -45,7 +45,7 @@ def test_they_agree_where_nothing_is_clipped(seed: int, gap: float) -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(-20, 20), st.one_of(st.just(-math.inf), st.just(NAN), st.floats(-40, 0)), st.sampled_from([-1.0, 1.0]))
 def test_ecpos_gradient_is_bounded_whatever_the_sampler_said(logit: float, old: float, advantage: float) -> None:
     _, gradient = one_token(logit, old, advantage, ecpo_loss)

@@ -22,7 +22,7 @@ def token_gradient(logits: torch.Tensor, advantage: float, old: float) -> torch.
     return leaf.grad
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.floats(-40, 40),
     st.sampled_from([-1.0, 1.0]),
@@ -82,7 +82,7 @@ def test_shapes_are_checked() -> None:
         ntp_loss(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 2).long(), torch.zeros(1, 2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.floats(1e-6, 1 - 1e-6),
     st.floats(-5, 5),

@@ -1,17 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.objectives.policy import group_advantages, guards, log_ratios
+from models.objectives.policy import divergence, entropy, group_advantages, guards, log_ratios
 
 NAN = float("nan")
 REWARDS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(REWARDS)
 def test_advantages_are_centred_bounded_and_keep_the_order(rewards: list[float]) -> None:
     found = group_advantages(torch.tensor([rewards]))[0]
@@ -24,7 +25,7 @@ def test_advantages_are_centred_bounded_and_keep_the_order(rewards: list[float])
     assert (found[order].diff() >= -1e-6).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-1e6, 1e6, width=32), st.integers(1, 9))
 def test_a_group_with_equal_rewards_teaches_nothing(reward: float, size: int) -> None:
     assert not group_advantages(torch.full((1, size), reward)).any()
@@ -61,3 +62,22 @@ def test_guards_see_movement_certainty_and_spread() -> None:
     assert moved["policy/active_share"] == 0
     nothing = guards(logits, targets, torch.ones(1, 3), old, torch.zeros(1, 3))
     assert set(nothing.values()) == {0.0}
+
+
+def test_entropy_is_that_of_the_first_code() -> None:
+    logits = torch.zeros(3, 2, 3, 8)
+    logits[1, :, 0, 0] = 100.0
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    assert entropy(logits, mask) == pytest.approx(np.log(8) / 2, abs=1e-4)
+
+
+def test_divergence_is_the_exact_kl_of_unmasked_targets() -> None:
+    torch.manual_seed(0)
+    logits, before = torch.randn(2, 3, 3, 5), torch.randn(2, 3, 3, 5)
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=logits), torch.distributions.Categorical(logits=before)
+    )
+    assert divergence(logits, before, mask) == pytest.approx(float(expected[mask].mean()), rel=1e-5)
+    assert divergence(logits, logits, mask) == pytest.approx(0, abs=1e-6)
+    assert divergence(logits, before, torch.zeros(2, 3)) == 0

@@ -16,7 +16,7 @@ def columns(rows: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, ...]:
     return play, duration, np.zeros(len(rows), bool), users.astype(str), times
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(ROW, min_size=1, max_size=60))
 def test_quantile_equals_counting_strictly_earlier_views(rows: list[tuple[int, int, int, int]]) -> None:
     play, duration, negative, users, times = columns(rows)

@@ -9,7 +9,7 @@ from models.rewards.format import chosen, format_advantage, random_k, top_k
 LEGAL = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LEGAL, st.integers(0, 9), st.sampled_from(["random", "top"]), st.data())
 def test_only_chosen_legal_samples_count_and_exactly_k_are_chosen(legal, seed, choice, data) -> None:
     k = data.draw(st.integers(1, legal.shape[1]))

@@ -75,7 +75,7 @@ def test_rules_act_only_beyond_their_target(rules) -> None:
     assert not shares(mask, np.array([-1])).any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=9), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_damping_never_helps_and_boosting_never_hurts(rewards: list[float], factor: float, seed: int) -> None:
     given_rewards = np.array(rewards)

@@ -19,7 +19,7 @@ from models.rewards.inputs import (
 EVENT = st.tuples(st.integers(-1, 3), st.integers(0, 6), st.integers(0, 1), st.integers(0, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(EVENT, min_size=0, max_size=40))
 def test_the_record_counts_strictly_earlier_exposures_of_the_item(events) -> None:
     item, time, first, second = np.array(events, np.int64).reshape(-1, 4).T

@@ -9,7 +9,7 @@ from models.rewards.measures import auc, auc_interval, calibration_error, platt,
 PAIRS = st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PAIRS)
 def test_auc_is_scikit_learns_with_ties(pairs) -> None:
     labels, scores = np.array(pairs, float).T

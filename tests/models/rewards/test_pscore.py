@@ -58,7 +58,7 @@ def test_it_starts_at_the_average_label(sizes) -> None:
     torch.testing.assert_close(model.bias.sigmoid(), rates.clamp(min=1e-4), atol=1e-6, rtol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1000), st.lists(st.floats(0, 5), min_size=X, max_size=X).filter(lambda w: sum(w) > 0.1))
 def test_the_fused_loss_is_the_weighted_sum_over_every_label(seed: int, weights: list[float]) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -47,7 +47,7 @@ def contexts(draw: st.DrawFn) -> Contexts:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(contexts(), st.integers(1, 600_000))
 def test_contexts_survive_the_wire(asked: Contexts, timeout_ms: int) -> None:
     message = to_request(asked, "onerec", "r", timeout_ms).to_grpc()

@@ -68,7 +68,7 @@ EXPECTED = {
 
 
 def quick(examples: int) -> hypothesis.settings:
-    return hypothesis.settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    return hypothesis.settings(max_examples=examples, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def blobs(n: int, d: int, seed: int) -> np.ndarray:
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 5), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_balanced_assignment_is_nearly_the_cheapest_within_capacity(n: int, k: int, spare: int, seed: int) -> None:
     cost = np.random.default_rng(seed).random((n, k))
     capacity = -(-n // k) + spare
@@ -76,7 +76,7 @@ def test_capacity_is_five_per_cent_over_the_even_share_or_exact() -> None:
 
 
 @given(st.integers(1, 80), st.integers(1, 30), st.sampled_from([0.0, 0.05, 0.5]), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_short_lists_find_what_the_whole_matrix_finds(n: int, k: int, slack: float, seed: int) -> None:
     x, centroids = np.split(np.random.default_rng(seed).normal(size=(n + k, 3)).astype(np.float32), [n])
     capacity = capacity_of(n, k, slack)

@@ -13,7 +13,7 @@ def spent(residual: np.ndarray, centroids: np.ndarray, sids: np.ndarray) -> floa
 
 
 @given(st.integers(1, 60), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sids_differ_within_capacity_and_prefixes_stay(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     residual, centroids = rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(8, 3)).astype(np.float32)

@@ -22,7 +22,7 @@ def by_definition(engaged: np.ndarray, alpha: float) -> np.ndarray:
     return scores
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.1, 5))
 def test_equals_the_definition(seed: int, alpha: float) -> None:
     engaged = np.random.default_rng(seed).random((14, 9)) < 0.4

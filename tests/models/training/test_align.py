@@ -5,15 +5,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from features.histories.windows import Limits
-from models.training.align import AlignConfig, advantages, align, entropy, kept_sessions, logged_log_probs
+from features.settings import settings as services
+from models.rewards.reward import RewardMismatch, save_reward
+from models.training import groups
+from models.training.align import advantages, align, kept_sessions, logged_log_probs, mixed, rolled_out
+from models.training.alignment import AlignConfig
+from models.training.checkpoint import WrongCheckpoint
 from models.training.data import Contexts, RunData
 from models.training.pretrain import PretrainConfig, pretrain
+from models.training.rollout_server import RolloutsUnavailable
 from models.training.stage import Job, Workshop
 
-CONFIG = AlignConfig(epochs=8, gbpo_weight=3.0, batch_requests=16, learning_rate=5e-3, warmup_steps=2, threads=1)
+CONFIG = AlignConfig(epochs=8, policy_weight=3.0, batch_requests=16, learning_rate=5e-3, warmup_steps=2, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +120,146 @@ def test_held_out_exposures_earn_nothing(log) -> None:
     assert set(np.unique(reward.advantage)) == {-1.0, 0.0, 1.0}
 
 
-def test_entropy_is_that_of_the_first_code() -> None:
-    logits = torch.zeros(3, 2, 3, 8)
-    logits[1, :, 0, 0] = 100.0
-    mask = torch.tensor([[True, False], [True, True], [False, False]])
-    assert entropy(logits, mask) == pytest.approx(np.log(8) / 2, abs=1e-4)
-
-
-@pytest.mark.parametrize("wrong", [{"drop_sessions": 1.0}, {"guard_drop": 0.0}, {"gbpo_weight": -1.0}])
+@pytest.mark.parametrize("wrong", [{"drop_sessions": 1.0}, {"guard_drop": 0.0}, {"policy_weight": 0.0}])
 def test_impossible_settings_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AlignConfig(**wrong)
+
+
+@pytest.fixture(scope="module")
+def reward(log, random_reward, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    save_reward(folder / "reward.safetensors", random_reward(log.catalogue))
+    return folder
+
+
+ROLLED = replace(
+    CONFIG,
+    epochs=1,
+    max_steps=4,
+    objective="ecpo",
+    signal="hybrid",
+    users_share=0.5,
+    group=8,
+    rollout_requests=4,
+    push_every=2,
+    constrained=False,
+    format="random",
+    log_every=1,
+    checkpoint_every=2,
+    guard_targets=1,
+    guard_drop=1.0,
+)
+
+
+def test_roll_outs_beside_exposures_with_everything_logged(log, pretrained, reward, tmp_path) -> None:
+    metrics = align(log.folder, log.catalogue, ROLLED, tmp_path / "out", init=pretrained, reward=reward)
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["rollouts/staleness"] for record in records] == [0, 1, 0, 1]
+    wanted = {
+        "ntp",
+        "legality",
+        "holdout/recall_level1",
+        "policy/kl_pretrained",
+        "policy/entropy",
+        "ecpo/clip_fraction",
+    }
+    wanted |= {"policy/advantage_std", "rollouts/legality", "rollouts/wait_share", "rollouts/samples_per_s"}
+    assert all(wanted | {"feedback/gbpo/bounded_share", "format/kept_share"} <= set(record) for record in records)
+    assert {"rollouts/samples_per_s", "rollouts/wait_share", "legality"} <= set(metrics)
+    with pytest.raises(WrongCheckpoint, match="config"):
+        align(log.folder, log.catalogue, replace(ROLLED, group=9), tmp_path / "out", init=pretrained, reward=reward)
+    with pytest.raises(ValueError, match="needs a reward model"):
+        align(log.folder, log.catalogue, ROLLED, tmp_path / "none", init=pretrained)
+
+
+def test_a_killed_alignment_goes_on_exactly_where_weights_were_pushed(
+    log, pretrained, reward, tmp_path, monkeypatch
+) -> None:
+    align(log.folder, log.catalogue, ROLLED, tmp_path / "whole", init=pretrained, reward=reward)
+    judge, calls = groups.pscore, []
+
+    def dying(model, catalogue):
+        def judged(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return judge(model, catalogue)(*arguments)
+
+        return judged
+
+    monkeypatch.setattr("models.training.align.pscore", dying)
+    with pytest.raises(KeyboardInterrupt):
+        align(log.folder, log.catalogue, ROLLED, tmp_path / "cut", init=pretrained, reward=reward)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    align(log.folder, log.catalogue, ROLLED, tmp_path / "cut", init=pretrained, reward=reward)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_reward_model_of_another_bundle_is_refused(log, pretrained, random_reward, tmp_path) -> None:
+    other = replace(log.catalogue, sids=log.catalogue.sids[::-1].copy())
+    save_reward(tmp_path / "reward.safetensors", random_reward(other))
+    with pytest.raises(RewardMismatch, match="belongs to another bundle"):
+        align(log.folder, log.catalogue, ROLLED, tmp_path / "out", init=pretrained, reward=tmp_path)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_configured_server_is_asked_and_waited_for(log, pretrained, reward, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ONEREC_ROLLOUT_URL", "http://127.0.0.1:9")
+    services.cache_clear()
+    try:
+        config = replace(ROLLED, patience_s=0.0)
+        with pytest.raises(RolloutsUnavailable, match="127.0.0.1:9 did not give a push of weights for 0 s"):
+            align(log.folder, log.catalogue, config, tmp_path, init=pretrained, reward=reward)
+    finally:
+        services.cache_clear()
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_rolled_out_are_requests_of_some_users_and_none_held_out(log) -> None:
+    data = RunData.load(log.folder)
+    contexts = Contexts(data, log.catalogue, Limits())
+    half = rolled_out(data, contexts, replace(ROLLED, users_share=0.5))
+    everybody = rolled_out(data, contexts, replace(ROLLED, users_share=1.0))
+    first = contexts.requests.rows[contexts.requests.offsets[everybody]]
+    assert not data.held_out[first].any()
+    assert (
+        len(everybody) == (~data.held_out[contexts.requests.rows[contexts.requests.offsets[contexts.trainable]]]).sum()
+    )
+    users = set(contexts.requests.user[half])
+    assert 0 < len(users) < 24
+    assert set(half) == {request for request in everybody if contexts.requests.user[request] in users}
+    with pytest.raises(ValueError, match=r"raise align\.users_share"):
+        rolled_out(data, contexts, replace(ROLLED, users_share=0.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]))
+def test_our_share_of_the_exposures_is_as_configured_and_no_more_is_left_out(ours, theirs, share) -> None:
+    own = np.r_[np.ones(ours + 5, bool), np.zeros(theirs + 5, bool)]
+    select = np.ones(len(own), bool)
+    select[[0, 1, 2, 3, 4, -1, -2, -3, -4, -5]] = False
+    possible = (ours if share == 1 else theirs) if share in (0, 1) else ours and theirs
+    if not possible:
+        with pytest.raises(ValueError, match="own_share"):
+            mixed(own, select, share, 0)
+        return
+    kept = mixed(own, select, share, 0)
+    assert not (kept & ~select).any()
+    total = kept.sum()
+    assert abs((kept & own).sum() - share * total) <= 1
+    assert (kept & own).sum() == ours or (kept & ~own).sum() == theirs
+
+
+def test_the_policy_learns_from_the_mix_and_the_anchor_from_all(log, write_log, pretrained, tmp_path) -> None:
+    table, n = RunData.load(log.folder).exposures, len(log.exposures)
+    rng = np.random.default_rng(0)
+    table = replaced(table, "source", np.where(rng.random(n) < 0.5, "onerec", "organic").tolist())
+    data = write_log(tmp_path / "data", table)
+    found = {}
+    for share in (None, 0.25):
+        config = replace(CONFIG, epochs=1, max_steps=3, own_share=share, log_every=3)
+        found[share] = align(data.folder, data.catalogue, config, tmp_path / str(share), init=pretrained)
+    assert found[0.25]["gbpo/positives"] < found[None]["gbpo/positives"]
+    assert found[0.25]["examples"] == found[None]["examples"]

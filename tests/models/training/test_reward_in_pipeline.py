@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from features.runs import Run
 from features.storage import connect
 from models.bundle import Bundle
-from models.stages import align_run, evaluate_run, pretrain_run
+from models.release import evaluate_run
+from models.stages import align_run, pretrain_run
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.training.tokenizer import write_tokens
 
@@ -24,7 +26,9 @@ SMALL = {
 }
 
 
-def test_a_run_trains_it_and_the_bundle_carries_it(environment, log, tmp_path: Path) -> None:
+def test_a_run_trains_it_and_the_bundle_carries_it(
+    environment, log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(connect(), "run")
 
     def tokens(folder: Path) -> dict:
@@ -33,7 +37,12 @@ def test_a_run_trains_it_and_the_bundle_carries_it(environment, log, tmp_path: P
         write_tokens(folder, tokenizer, tokenizer.catalogue(items, exposures))
         return {}
 
-    run.stage("data", {}, lambda folder: shutil.copytree(log.folder, folder, dirs_exist_ok=True) and {})
+    monkeypatch.setattr("models.infra.validate", lambda candidate: {"passed": [candidate.version], "failed": []})
+    run.stage(
+        "data",
+        {"end": "2026-01-03T00:00:00+00:00"},
+        lambda folder: shutil.copytree(log.folder, folder, dirs_exist_ok=True) and {},
+    )
     run.stage("tokenizer", {}, tokens)
     options = {"preset": "tiny", "overrides": json.dumps(SMALL)}
     pretrained = pretrain_run("run", tokens="digest", base="", **options)
@@ -43,6 +52,10 @@ def test_a_run_trains_it_and_the_bundle_carries_it(environment, log, tmp_path: P
     assert align_run("run", pretrained=pretrained, **options) == aligned
     assert run.summary("reward") == found
     evaluate_run("run", aligned=aligned, base="")
+    evaluated = run.summary("evaluate")
+    assert run.summary("infra")["passed"] == [evaluated["bundle"]["version"]], "the server was started on what it is"
+    assert run.summary("infra")["bundle"] == evaluated["bundle"]
+    assert {"reward", "reward_lift", "calibration_error", "latency_ms"} <= set(evaluated["candidate"])
     bundle = Bundle.load(run.fetch("evaluate", tmp_path) / "bundle")
     assert bundle.reward is not None
     assert bundle.reward.session is None
