@@ -116,7 +116,8 @@ def run(bench: Prepared, name: str, seed: int) -> dict[str, Any]:
     loss = train(model, histories, catalogue.sids, inputs, config)
     tested = np.random.default_rng(0).permutation(histories.test())[: 200 if bench.quick else TESTED]
     ranked = rank(model, histories, tested, catalogue, inputs)
-    floor = popularity_ranking(histories, tested, len(catalogue))
+    often = np.bincount(histories.item[histories.training()], minlength=len(catalogue))
+    floor = popularity_ranking(histories, tested, often)
     return {
         "arm": name,
         "seed": seed,

@@ -75,7 +75,8 @@ class Histories:
     ) -> "Histories":
         """Of an EXPOSURE table; ``users`` keeps a random sample of so many. Raises ValueError when nobody is left.
 
-        A user's events of one time keep the table's order, or with ``shuffle_ties`` get a random one.
+        A user's events of one second keep the table's order, or with ``shuffle_ties`` get a random one: loaders put
+        events of one time a millisecond apart, so that the log's order is not lost.
         """
         rows = catalogue.rows(exposures.column("item_id").to_pylist())
         kept = positive(exposures) & (rows >= 0)
@@ -87,7 +88,7 @@ class Histories:
         if users is not None and users < len(eligible):
             eligible = np.random.default_rng(seed).choice(eligible, users, replace=False)
         kept &= np.isin(user, eligible)
-        time = times(exposures)
+        time = times(exposures) // 1000 * 1000 if shuffle_ties else times(exposures)
         order = np.flatnonzero(kept)
         tie = np.random.default_rng(seed).random(len(order)) if shuffle_ties else order
         order = order[np.lexsort((tie, time[order], user[order]))]
@@ -243,9 +244,11 @@ def accuracy(ranked: np.ndarray, targets: np.ndarray, cutoffs: Sequence[int] = C
     return result
 
 
-def popularity_ranking(histories: Histories, positions: np.ndarray, items: int, count: int = 10) -> np.ndarray:
-    """The commonest items of training, int32 [len(positions), count], without those of the history: the floor."""
-    commonest = np.argsort(-np.bincount(histories.item[histories.training()], minlength=items), kind="stable")
+def popularity_ranking(
+    histories: Histories, positions: np.ndarray, occurrences: np.ndarray, count: int = 10
+) -> np.ndarray:
+    """The items with the most ``occurrences`` [items], int32 [len(positions), count], without those of the history."""
+    commonest = np.argsort(-occurrences, kind="stable")
     result = np.full((len(positions), count), -1, np.int32)
     for row, position in enumerate(positions):
         seen = histories.seen(int(position))

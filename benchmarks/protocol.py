@@ -5,7 +5,7 @@ protocol). Time split: all training lies before a date, and each user's first in
 validation likewise, some days before). Left out: several tests a user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,14 @@ class Split:
     validation: np.ndarray
     test: np.ndarray
     name: str
+
+    def sampled(self, tests: int) -> "Split":
+        """With at most ``tests`` tests and validations, a random sample; training stays whole."""
+        rng = np.random.default_rng(0)
+        validation, test = (
+            np.sort(rng.choice(whole, min(tests, len(whole)), replace=False)) for whole in (self.validation, self.test)
+        )
+        return replace(self, validation=validation, test=test)
 
     def training_table(self, exposures: pa.Table) -> pa.Table:
         """The rows of ``exposures`` (what ``histories`` was made of) that may be learned from."""

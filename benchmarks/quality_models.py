@@ -34,6 +34,8 @@ JUDGED = 6000
 """Users that validation looks at between epochs, a random sample where there are more."""
 DROPOUTS = (0.5, 0.3)
 """Tried for SASRec."""
+QUICK_TESTS = 2000
+"""Tests, and as many validations, of a quick run."""
 Progress = Callable[[str], None]
 
 
@@ -59,7 +61,8 @@ class Question:
         n = self.items.num_rows
         bare = Catalogue.from_items(self.items, sids=np.zeros((n, 1), np.int32), codes=1, popularity=np.zeros(n))
         histories = Histories.from_exposures(self.dataset.exposures, bare, limit=50, shuffle_ties=self.shuffled)
-        return leave_one_out(histories) if self.since is None else time_split(histories, self.since)
+        whole = leave_one_out(histories) if self.since is None else time_split(histories, self.since)
+        return whole.sampled(QUICK_TESTS) if self.quick else whole
 
     @cached_property
     def training(self) -> pa.Table:
@@ -98,7 +101,10 @@ class Model:
 
 def _popularity(question: Question, _: Path, __: Progress) -> Fitted:
     split, n = question.split, question.items.num_rows
-    return Fitted(rank=lambda positions: popularity_ranking(split.histories, positions, n, 50), parameters=n, notes={})
+    often = split.occurrences(n)
+    return Fitted(
+        rank=lambda positions: popularity_ranking(split.histories, positions, often, 50), parameters=n, notes={}
+    )
 
 
 def _item_knn(question: Question, _: Path, __: Progress) -> Fitted:
@@ -152,12 +158,12 @@ def _sasrec(dates: bool) -> Callable[[Question, Path, Progress], Fitted]:
 
 
 def _configs(question: Question, folder: Path, dates: bool) -> list[SASRecConfig]:
-    """What is tried: every dropout with the first seed, and what won there with the others."""
+    """What is tried: every dropout with the first seed in the published order, and what won there in the others."""
     base = SASRecConfig(dates=dates, seed=question.seed)
     if question.quick:
         return [replace(base, epochs=4, every=2)]
-    first = folder.with_name(f"{folder.name.rpartition('-')[0]}-0") / "run.json"
-    if question.seed and first.exists():
+    first = folder.with_name(f"{folder.name.rsplit('-', 2)[0]}-raw-0") / "run.json"
+    if (question.seed or question.shuffled) and first.exists():
         return [replace(base, dropout=json.loads(first.read_text())["dropout"])]
     return [replace(base, dropout=dropout) for dropout in DROPOUTS]
 

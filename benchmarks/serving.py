@@ -10,6 +10,7 @@ is named. Left out: gRPC, several replicas, a GPU.
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ ALONE = ("engine", "context")
 """Parts without a server."""
 SERVED = ("share", "knee", "batching", "rival", "swaps", "overload")
 PARTS = (*ALONE, *SERVED)
-BEAM, NARROW = 128, 16
+BEAM, NARROW, WIDEST = 128, 16, 512
 
 
 @contextmanager
@@ -57,8 +58,9 @@ def served(name: str, lab: Lab, quick: bool) -> dict[str, Any]:
 def alone(name: str, items: int, quick: bool) -> dict[str, Any]:
     """Measures one part that needs no server."""
     if name == "engine":
-        return serving_engine.engine(items, [NARROW, BEAM], 2.0 if quick else 8.0)
-    return serving_engine.context(items, (BEAM, NARROW), 3 if quick else 10)
+        beams = [NARROW, BEAM] if quick else [NARROW, BEAM, WIDEST]
+        return serving_engine.engine(items, beams, 1.0 if quick else 8.0)
+    return serving_engine.context(items, (BEAM, NARROW), 2 if quick else 10)
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -75,6 +77,8 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "liveness_ms_16": ("share", narrow, "liveness_max_ms"),
         "mfu_inference": ("engine", wide, "mfu"),
         "mfu_inference_16": ("engine", narrow, "mfu"),
+        "mfu_inference_512": ("engine", f"beam_{WIDEST}", "mfu"),
+        "single_ms_512": ("engine", f"beam_{WIDEST}", "single_ms"),
         "mfu_bound_by": ("engine", wide, "time_by_kind"),
         "p50_ms_at_half_load": ("knee", "half", "p50_ms"),
         "p99_ms_at_half_load": ("knee", "half", "p99_ms"),
@@ -85,10 +89,14 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "overload_unexpected": ("overload", "unexpected"),
         "overload_timed_out": ("overload", "timed_out"),
         "overload_memory_growth": ("overload", "memory_growth"),
+        "overload_liveness_ms": ("overload", "health", "max_ms"),
         "failed_requests": ("swaps", "failed_requests"),
         "mixed_versions": ("swaps", "mixed_versions"),
         "old_weights_freed": ("swaps", "old_weights_freed"),
         "swaps": ("swaps", "swaps"),
+        "swaps_p99_ms": ("swaps", "p99_ms"),
+        "swaps_liveness_ms": ("swaps", "liveness_max_ms"),
+        "swap_seconds": ("swaps", "swap_seconds_p50"),
         "context_growth": ("context", wide, "v2"),
         "context_growth_16": ("context", narrow, "v2"),
         "context_growth_v1": ("context", wide, "v1"),
@@ -144,11 +152,11 @@ def main(
     lengths = QUICK if quick else replace(Lengths(), soak=60 * soak)
     items = 20_000 if quick else 100_000
     for name in (name for name in missing if name in ALONE):
-        keep(output, name, alone(name, items, quick))
+        keep(output, name, lambda name=name: alone(name, items, quick))  # type: ignore[misc]
     if set(missing) & set(SERVED):
         with laboratory(items, lengths) as lab:
             for name in (name for name in SERVED if name in missing):
-                keep(output, name, served(name, lab, quick))
+                keep(output, name, lambda name=name: served(name, lab, quick))  # type: ignore[misc]
     conclude(quick, output)
 
 
@@ -164,9 +172,11 @@ def conclude(quick: bool, output: Path) -> None:
     finish({"quick": quick, "threads": torch.get_num_threads(), **record, "parts": found, "plot": str(plot)})
 
 
-def keep(output: Path, name: str, record: dict[str, Any]) -> None:
-    """Stores what a part measured."""
-    print(f"measured {name}", file=sys.stderr)
+def keep(output: Path, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Measures a part and stores what came of it, and how long that took."""
+    began = time.monotonic()
+    record = {**work(), "took_s": time.monotonic() - began}
+    print(f"measured {name} in {record['took_s']:.0f} s", file=sys.stderr)
     (output / f"{name}.json").write_text(json.dumps(record, indent=1, default=float))
 
 

@@ -187,7 +187,7 @@ def rival(lab: Lab, beams: list[int]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with running(server, port) as theirs:
         for beam in beams:
-            hf = one_by_one(theirs, beam, max(8.0, 4 * lab.lengths.probe))
+            hf = one_by_one(theirs, beam, 4 * lab.lengths.probe)
             ours = saturated(lab.default, beam, lab.lengths)["answered_per_second"]
             found[f"beam_{beam}"] = {"throughput_vs_hf": ours / hf, "ours_per_second": ours, "hf_per_second": hf}
     return found
@@ -262,7 +262,14 @@ def swaps(lab: Lab, beam: int) -> dict[str, Any]:
     server, versions = lab.default, lab.platform.versions
     rate = HALF * lab.at_capacity(beam)
     config = LoadConfig(
-        port=server.port, time_ms=NOW_MS, beam=beam, rate=rate, seconds=3600, connections=2000, verify=True
+        port=server.port,
+        time_ms=NOW_MS,
+        beam=beam,
+        rate=rate,
+        seconds=3600,
+        connections=2000,
+        verify=True,
+        health=True,
     )
     resident, took = [], []
     with generator(config) as process:
@@ -289,6 +296,7 @@ def swaps(lab: Lab, beam: int) -> dict[str, Any]:
         "answers_by_version": list(outcome["versions"].values()),
         "p50_ms": outcome["p50_ms"],
         "p99_ms": outcome["p99_ms"],
+        "liveness_max_ms": outcome["health"]["max_ms"],
         "swap_seconds_p50": float(np.median(took)),
         "weights_mb": weights / 1e6,
         "memory_mb": {"first": float(np.median(settled)) / 1e6, "last": resident[-1] / 1e6},

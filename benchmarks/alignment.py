@@ -1,0 +1,149 @@
+"""The lab: what each way to align makes of a pre-trained model, in a world whose true preferences are known.
+
+``python -m benchmarks.alignment [--quick] [--seeds N] [--studies/--no-studies] [--output DIR]``. In the world of the
+scenario ``laboratory`` a lazy decoder (preset ``tiny``) is pre-trained on organic exposures, a P-Score is learned from
+the same log, and every arm then lives through the same simulated days: it serves people, gets their feedback, and is
+aligned at night within one budget (``benchmarks.alignment_arms.Budget``). Everybody is judged by what the simulator
+truly expects of the lists they serve to users nobody learned from, beside an oracle and a cascade that lived through
+the same days. Parts that are done are kept in ``--output``: a killed benchmark goes on where it stopped.
+"""
+
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.alignment_arms import ARMS, Arm, Budget, train
+from benchmarks.alignment_days import OfCascade, Town
+from benchmarks.alignment_judge import Judge
+from benchmarks.alignment_report import changes, draw, show, summary
+from benchmarks.alignment_studies import durations, legality, mixes, rules, stability
+from benchmarks.alignment_world import WORLD, Lab, Sizes
+from benchmarks.harness import finish, kept
+from features.world.sessions import DAY_MS
+from features.world.simulator import world_hash
+from models.cascade import Cascade
+
+QUICK_SIZES = Sizes(users=300, items=600, held=80, pretrain_steps=80, reward_steps=40)
+QUICK = Budget(days=1, visitors=60, steps=6, requests=4, group=16)
+CHOSEN = "rsft+ecpo"
+"""The recipe whose guard-rails are reported."""
+
+
+def played(lab: Lab, judge: Judge, arm: Arm, budget: Budget, folder: Path) -> dict[str, Any]:
+    """The arm's record; its list is also judged after selection by predicted stay."""
+    history = train(lab, arm, budget, folder)
+    model = lab.model(folder)
+    return {**judge.of_model(model), **history, "selected": judge.of_model(model, select=True)}
+
+
+def of_pretrained(lab: Lab, judge: Judge, _: Path) -> dict[str, Any]:
+    """The model before alignment, and what selection alone makes of its beam."""
+    model = lab.model()
+    return {**judge.of_model(model), "selected": judge.of_model(model, select=True)}
+
+
+def of_cascade(lab: Lab, judge: Judge, budget: Budget, _: Path) -> dict[str, Any]:
+    """The cascade: fitted on the log, then each night on the days it served itself as well."""
+    town = Town(lab, budget.visitors)
+    for day in range(budget.days):
+        town.play(OfCascade(_fitted(lab, town, day)), day)
+    return judge.of_cascade(_fitted(lab, town, budget.days))
+
+
+def _fitted(lab: Lab, town: Town, day: int) -> Cascade:
+    return Cascade.fit(town.log, lab.dataset.items, now_ms=lab.start_ms + day * DAY_MS)
+
+
+def world(seed: int, sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
+    """All arms in the world of one seed."""
+    lab = Lab(seed, sizes, output)
+    judge = Judge(lab)
+    of = {**lab.of, "budget": asdict(budget)}
+    works: dict[str, Any] = {
+        "oracle": lambda _: judge.of_oracle(),
+        "chance": lambda _: judge.of_chance(),
+        "pretrained": partial(of_pretrained, lab, judge),
+        "cascade": partial(of_cascade, lab, judge, budget),
+    }
+    works |= {arm.name: partial(played, lab, judge, arm, budget) for arm in ARMS}
+    recipes = {arm.name: asdict(arm) for arm in ARMS}
+    found: dict[str, Any] = {}
+    for name, work in works.items():
+        found[name] = kept(lab.folder, name, {**of, "arm": recipes.get(name, name)}, work)
+        mean = sum(found[name]["users"]["play_s"]) / len(found[name]["users"]["play_s"])
+        print(f"seed {seed} {name}: {mean:.1f} s a list", file=sys.stderr)
+        if "selected" in found[name]:
+            found[f"{name}, selected"] = found[name].pop("selected")
+    return {"seed": seed, "arms": found, "reward_auc": lab.rewarding["reward/auc"], "duration": durations(lab)}
+
+
+def studied(sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
+    """The studies, in the world of seed 0."""
+    lab = Lab(0, sizes, output)
+    judge = Judge(lab)
+    of, long = {**lab.of, "budget": asdict(budget)}, replace(budget, steps=2 * budget.steps)
+    nights = replace(budget, days=10 if budget.days > 1 else 2, steps=max(budget.steps // 2, 2))
+    works: dict[str, Any] = {
+        "legality": lambda _: legality(lab, long),
+        "stability": lambda _: stability(lab, judge, budget),
+        "rules": lambda _: rules(lab, judge, budget),
+        "mixes": lambda folder: mixes(lab, judge, nights, folder),
+    }
+    found = {}
+    for name, work in works.items():
+        record = kept(lab.folder, f"study {name}", {**of, "study": name}, work)
+        found[name] = {key: value for key, value in record.items() if key != "of"}
+    return found
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="one small world, few steps")] = False,
+    seeds: Annotated[int, typer.Option(help="how many worlds")] = 3,
+    studies: Annotated[bool, typer.Option(help="also legality, gradients, rules and mixes, in one world")] = True,
+    output: Annotated[Path | None, typer.Option(help="where runs are kept; default: a temporary folder")] = None,
+) -> None:
+    """Trains, plays, judges and prints the record."""
+    if seeds < 1:
+        raise typer.BadParameter(f"{seeds} seeds; give at least 1", param_hint="--seeds")
+    torch.set_num_threads(1)
+    folder = output or Path(tempfile.mkdtemp(prefix="onerec-alignment-"))
+    sizes, budget = (QUICK_SIZES, QUICK) if quick else (Sizes(), Budget())
+    records = [world(seed, sizes, budget, folder) for seed in range(1 if quick else seeds)]
+    rows = summary(records)
+    show(rows)
+    curves = studied(sizes, budget, folder) if studies else {}
+    plot = folder / "alignment.html"
+    draw(rows, curves, plot)
+    finish({**headline(rows, records, curves), "quick": quick, "budget": asdict(budget), "sizes": asdict(sizes),
+            "arms": rows, "studies": curves, "plot": str(plot)})  # fmt: skip
+
+
+def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: dict[str, Any]) -> dict[str, Any]:
+    """The keys every run is compared by; None where a study was left out."""
+    by_name = {row["arm"]: row for row in rows}
+    after = curves.get("legality", {}).get("after", {})
+    found: dict[str, Any] = {"world_hash": world_hash(WORLD), "seeds": len(records)}
+    for key, arm in (("gbpo", "rsft+gbpo"), ("ecpo", "rsft+ecpo")):
+        gap = by_name[arm]["gap_closed"]
+        found |= {f"gap_closed_{key}": gap["value"], f"gap_closed_{key}_low": gap["low"]}
+        found |= {f"{key}_over_cascade_low": by_name[arm]["over_cascade"]["low"]}
+    found |= {f"legality_{name}": after.get(name) for name in ("pretrained", "without_format", "random_k", "top_k")}
+    found |= {f"max_gradient_{name}": curves.get("stability", {}).get(name, {}).get("max_gradient")
+              for name in ("grpo", "ecpo", "gbpo")}  # fmt: skip
+    found["duration_rho"] = sum(record["duration"]["advantage"] for record in records) / len(records)
+    found["duration_rho_raw"] = sum(record["duration"]["raw"] for record in records) / len(records)
+    found["cold_start_change"] = changes(rows, CHOSEN, "cold_start_share")
+    found["density_change"] = changes(rows, CHOSEN, "density")
+    found["recall_change"] = changes(rows, CHOSEN, "recall50")
+    found["reward_auc"] = [record["reward_auc"] for record in records]
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,165 @@
+"""The arms of the alignment benchmark, and how each is trained within the same budget.
+
+Every arm starts from the same pre-trained weights, lives through the same simulated days with the same visitors, and
+makes the same number of steps on the log of the others and its own: OneRec's loop (V1, arXiv 2506.13695, 3.3) in small.
+Roll-outs are judged by predicted stay or by the P-Score; both were learned from logs. After each night the items'
+records are brought up to date; the reward model's weights stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.alignment_data import write_log
+from benchmarks.alignment_days import OfModel, Town
+from benchmarks.alignment_reward import Stay, stay
+from benchmarks.alignment_world import Lab, save_weights
+from models.generator import Generator
+from models.presets import WEIGHTS
+from models.rewards.duration import DurationConfig, duration_aware_advantage
+from models.training.align import AlignJob, told_of
+from models.training.alignment import AlignConfig
+from models.training.data import Batches, RunData
+from models.training.groups import Reward, pscore
+from models.training.judged import Judged
+from models.training.on_policy import Asked, Logged, Rollouts, align_on_rollouts
+from models.training.rollouts import InProcessSampler
+from models.training.stage import Workshop
+
+ANCHOR = 16
+"""Logged requests of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every arm may use."""
+
+    days: int = 3
+    visitors: int = 250
+    """People served on a day, at most."""
+    steps: int = 40
+    """Optimizer steps of a night."""
+    requests: int = 8
+    """Requests rolled out in a step."""
+    group: int = 32
+    """Roll-outs of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to align; ``config`` are fields of ``AlignConfig``."""
+
+    name: str
+    config: dict[str, Any]
+    reward: Literal["stay", "pscore", "none"] = "stay"
+
+    def configured(self, budget: Budget, seed: int) -> AlignConfig:
+        """The stage's configuration."""
+        common: dict[str, Any] = {
+            "learning_rate": 3e-4, "batch_requests": ANCHOR, "max_steps": budget.steps, "log_every": 1,
+            "schedule": "constant", "warmup_steps": 5, "checkpoint_every": 10**6, "rollout_requests": budget.requests,
+            "group": budget.group, "users_share": 1.0, "push_every": 5, "seed": seed, "threads": 1, **WEIGHTS,
+        }  # fmt: skip
+        return AlignConfig(**{**common, **self.config})
+
+
+ARMS = (
+    Arm(name="rsft", config={"objective": "rsft"}, reward="none"),
+    Arm(name="rsft+dpo", config={"objective": "dpo", "signal": "rollouts"}),
+    Arm(name="rsft+grpo", config={"objective": "grpo", "signal": "rollouts"}),
+    Arm(name="rsft+ecpo", config={"objective": "ecpo", "signal": "rollouts"}),
+    Arm(name="rsft+gbpo", config={"objective": "gbpo", "signal": "rollouts"}),
+    Arm(name="feedback", config={"objective": "gbpo", "signal": "exposures"}, reward="none"),
+    Arm(name="p-score", config={"objective": "gbpo", "signal": "rollouts"}, reward="pscore"),
+    Arm(name="hybrid", config={"objective": "gbpo", "signal": "hybrid"}),
+)
+
+
+def train(
+    lab: Lab, arm: Arm, budget: Budget, folder: Path, night: Callable[[int, Generator], None] = lambda *_: None
+) -> dict[str, Any]:
+    """The arm after its days, weights in ``folder``; ``night(day, model)`` may look on. Returns what was recorded."""
+    town, model, history = Town(lab, budget.visitors), lab.model(), []
+    judge = learned(lab, arm)
+    served = []
+    for day in range(budget.days):
+        served.append(town.play(OfModel(lab, model, seed=day), day))
+        data = write_log(lab.dataset, town.log, folder / "data")
+        model, records = align(lab, arm, budget, data, model, judge, day)
+        history += records
+        night(day, model)
+    save_weights(model, folder)
+    return {
+        "history": thinned(history),
+        "exposures": sum(table.num_rows for table in served),
+        "played_s": [float(np.mean(table["play_ms"].to_numpy())) / 1000 for table in served],
+    }
+
+
+def align(
+    lab: Lab, arm: Arm, budget: Budget, data: Path, model: Generator, judge: Reward | Stay | None, day: int,
+    *, anchored: bool = True,
+) -> tuple[Generator, list[dict[str, float]]]:  # fmt: skip
+    """One night on the log in ``data``: the aligned model, and a record of every step.
+
+    Not ``anchored``: without the next-token loss on the log.
+    """
+    config = arm.configured(budget, 1000 * lab.seed + day)
+    shop = Workshop(
+        AlignJob(
+            stage="align", data=data, catalogue=lab.catalogue, model=lab.size, config=config, output=data, init=None
+        )
+    )
+    shop.model.load_state_dict(model.state_dict())
+    rollouts = None
+    if judge is not None:
+        rollouts = Rollouts(
+            asked=Asked(count=len(shop.contexts.trainable), of=lambda n: shop.contexts.of(shop.contexts.trainable[n])),
+            reward=refreshed(judge, lab, shop.data),
+            sampler=InProcessSampler(shop.model, lab.catalogue, config.draw, every=config.push_every),
+            catalogue=lab.catalogue,
+            items=lab.dataset.items,
+            now_ms=int(shop.data.times_ms.max()),
+        )
+    found = align_on_rollouts(
+        shop.model, config, rollouts=rollouts, logged=exposures(shop, config) if anchored else None
+    )
+    return shop.model.eval(), found["history"]
+
+
+def learned(lab: Lab, arm: Arm) -> Reward | Stay | None:
+    """What judges the arm's roll-outs."""
+    if arm.reward == "none":
+        return None
+    model = lab.reward()
+    return stay(lab, RunData.load(lab.data), model) if arm.reward == "stay" else pscore(model, lab.catalogue)
+
+
+def refreshed(judge: Reward | Stay, lab: Lab, data: RunData) -> Reward:
+    """The judge with every item's record as ``data`` tells it."""
+    if not isinstance(judge, Stay):
+        return judge
+    everything = Judged(data, lab.catalogue, np.ones(len(data), bool))
+    return replace(judge, reward=replace(judge.reward, numbers=everything.numbers_now()))
+
+
+def exposures(shop: Workshop[AlignConfig], config: AlignConfig) -> Callable[[int], Logged]:
+    """Batches of the whole log, shuffled, with what they teach; nobody in it is judged, so nothing is held out."""
+    data = shop.data
+    everything = np.ones(len(data), bool)
+    batches = Batches(
+        data, shop.contexts, shop.catalogue, everything,
+        batch_requests=config.batch_requests, shuffle_window=10**9, seed=config.seed,
+    )  # fmt: skip
+    columns = (data.column(name) for name in ("play_ms", "duration_ms", "dislike", "user_id"))
+    judged = duration_aware_advantage(*columns, data.times_ms, config=DurationConfig(top_share=config.top_share))
+    told = told_of(shop, judged.advantage)
+    return lambda number: told(shop.example(batches(number)))
+
+
+def thinned(history: list[dict[str, float]], points: int = 60) -> list[dict[str, float]]:
+    """At most so many records."""
+    return history[:: max(1, len(history) // points)]

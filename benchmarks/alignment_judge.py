@@ -1,0 +1,115 @@
+"""What an arm's policy is worth: lists for the held-out users, judged by the truth, and the guard-rails beside it.
+
+Guard-rails are those of the platform's evaluation: cold-start share and density of what is served, legality of free
+samples, and recall on the held-out users' own last day. ``oracle`` and the cascade are judged the same way.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.alignment_data import write_log
+from benchmarks.alignment_reward import Stay, stay
+from benchmarks.alignment_world import BEAM, HOUR_MS, LIST, Lab, best
+from models.cascade import Cascade
+from models.evaluation import accuracy, describe, recommend
+from models.generator import Generator
+from models.pathways import to_tensors
+from models.training.data import Holdout, RunData
+
+MEASURES = ("play_s", "stay_s", "views", "lt7", "click", "long_view", "like", "follow", "comment", "collect",
+            "forward", "profile_enter", "dislike")  # fmt: skip
+"""Kept by user; ``play_s`` is the stay time that gaps are taken of: the oracle is exact there."""
+LONG_S = 120.0
+CHUNK = 32
+
+
+class Judge:
+    """Judges policies on one laboratory's held-out users."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        items, counts = np.unique(lab.log["item_id"].to_pylist(), return_counts=True)
+        self._shown = dict(zip(items.tolist(), counts.tolist(), strict=True))
+
+    @cached_property
+    def holdout(self) -> Holdout:
+        """The held-out users' requests of their last day."""
+        folder = write_log(self.lab.dataset, self.lab.of_users(self.lab.held), self.lab.folder / "held-out")
+        return RunData.load(folder).holdout(self.lab.catalogue)
+
+    @cached_property
+    def judge_of_lists(self) -> Stay:
+        """Predicted stay by the organic log's reward model: what reward selection selects by."""
+        return stay(self.lab, RunData.load(self.lab.data), self.lab.reward())
+
+    def of_lists(self, lists: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """True measures by held-out user, and what kind of items are served."""
+        lab, found = self.lab, self.lab.judge(lists)
+        at_one = Holdout(
+            context=lab.asked, user_ids=lab.held, times_ms=np.full(len(lab.held), lab.start_ms + HOUR_MS),
+            seen=lab.seen, relevant=[set() for _ in lab.held],
+        )  # fmt: skip
+        said = describe(lists, at_one, lab.catalogue, self._shown)
+        seconds = lab.catalogue.duration_ms[lab.catalogue.rows([item for each in lists for item in each])] / 1000
+        return {
+            "users": {name: found[name].tolist() for name in MEASURES},
+            "cold_start_share": said["cold_start_share"],
+            "density": said["density"],
+            "distinct": len({item for each in lists for item in each}),
+            "long_share": float((seconds >= LONG_S).mean()),
+            "duration_s": float(seconds.mean()),
+        }
+
+    def of_model(self, model: Generator, *, select: bool = False, judge: Stay | None = None) -> dict[str, Any]:
+        """The same of a model's beam; ``select``: of the whole beam in the order of predicted stay."""
+        recommender = self.lab.recommender(model)
+        lists = self._selected(model, judge or self.judge_of_lists) if select else self.served(model, LIST)
+        recall = accuracy(recommend(recommender, self.holdout), self.holdout.relevant)["recall@50"]
+        legality = recommender.legality(self.lab.asked)
+        return {**self.of_lists(lists), "recall50": recall.tolist(), "legality": legality}
+
+    def stay_of(self, model: Generator) -> np.ndarray:
+        """True seconds of the lists that ``model`` serves, [held]."""
+        return self.lab.judge(self.served(model))["play_s"]
+
+    def served(self, model: Generator, count: int = LIST) -> list[list[str]]:
+        """What the beam of ``model`` would show each held-out user."""
+        answers = self.lab.recommender(model).recommend(
+            self.lab.asked, num_items=count, beam_width=BEAM, exclude=self.lab.seen
+        )
+        return [answer.item_ids for answer in answers]
+
+    def _selected(self, model: Generator, judge: Stay) -> list[list[str]]:
+        chosen, lab = [], self.lab
+        lists = self.served(model, BEAM)
+        for start in range(0, len(lists), CHUNK):
+            part = lists[start : start + CHUNK]
+            rows = np.full((len(part), BEAM), -1)
+            for number, items in enumerate(part):
+                rows[number, : len(items)] = lab.catalogue.rows(items)
+            context = to_tensors(lab.asked.take(slice(start, start + CHUNK)), lab.catalogue)
+            with torch.no_grad():
+                seconds = np.nan_to_num(judge(context, rows, np.arange(len(part))), nan=-np.inf)
+            order = np.argsort(-seconds, axis=1, kind="stable")[:, :LIST]
+            chosen += [[items[k] for k in row] for items, row in zip(part, order, strict=True)]
+        return chosen
+
+    def of_oracle(self) -> dict[str, Any]:
+        """The ten videos each user will truly watch longest."""
+        return self.of_lists(best(self.lab.truth, self.lab.catalogue.item_ids))
+
+    def of_chance(self) -> dict[str, Any]:
+        """Any ten unseen videos."""
+        luck = np.random.default_rng(self.lab.seed).random(self.lab.truth.shape)
+        return self.of_lists(best(np.where(np.isinf(self.lab.truth), -np.inf, luck), self.lab.catalogue.item_ids))
+
+    def of_cascade(self, cascade: Cascade) -> dict[str, Any]:
+        """The cascade, given the held-out users' histories."""
+        lab = self.lab
+        cascade.observe(lab.of_users(lab.held))
+        ranked = cascade.recommend(lab.held, lab.start_ms + HOUR_MS, LIST, lab.seen)
+        return self.of_lists([[item for item, _ in items] for items in ranked])

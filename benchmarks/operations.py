@@ -1,0 +1,141 @@
+"""Does the platform run itself? Weeks of simulated trouble, each with the end it must have.
+
+``python -m benchmarks.operations [--quick] [--output DIR]``. End to end, on real local services with pipelines through
+``kfp.local``: quiet weeks, a drift of tastes, a day of bots, feedback that comes late, an S3 that dies while a bundle
+is published, two spoilt candidates. On simulated exposures with the real gate and canary: twenty seeds each of a bad
+and a good candidate. Nights of the quiet weeks measure drift and ask the trigger in this process, without the
+pipeline's: what decides is the same code. Finished scenarios are kept in ``--output``; a killed run goes on after them.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import operations_scenarios as scenarios
+from benchmarks import operations_trials as trials
+from benchmarks.harness import finish, kept, table
+from benchmarks.operations_platform import Platform, Size
+from benchmarks.operations_trials import TrialSize
+from pipelines.progress import Progress
+
+SHORT = {
+    "pretrain.epochs": 3,
+    "incremental.epochs": 2,
+    "incremental.max_steps": 150,
+    "tokenizer.codes": 32,
+    "align.max_steps": 60,
+    "reward.max_steps": 60,
+}
+"""A short training: the scenarios are about operation, not about the best model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is played."""
+
+    size: Size = field(default_factory=lambda: Size(overrides=json.dumps(SHORT)))
+    trials: TrialSize = field(default_factory=TrialSize)
+    quiet_days: int = 14
+    drift_days: int = 5
+    end_to_end: bool = True
+
+
+QUICK = Plan(trials=TrialSize(users=4000, worlds=1, seeds=4), end_to_end=False)
+"""Gate and canary alone: a first model takes longer to train than a quick run may last."""
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="gate and canary on four seeds; nothing end to end")] = False,
+    output: Annotated[Path | None, typer.Option(help="keeps finished scenarios; default: a new folder")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the end-to-end worlds")] = 0,
+) -> None:
+    """Plays the scenarios and prints how each ended."""
+    plan = QUICK if quick else Plan(size=Size(overrides=json.dumps(SHORT), seed=seed))
+    folder = output or Path(tempfile.mkdtemp(prefix="onerec-operations-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"finished scenarios are kept in {folder}", file=sys.stderr)
+    began = time.monotonic()
+    found = candidates(plan, folder)
+    if plan.end_to_end:
+        found |= end_to_end(plan, folder, found)
+    record = summary(found) | {"quick": quick, "seconds": time.monotonic() - began}
+    table("operations", ("scenario", "end"), [(name, told["end"]) for name, told in found.items()])
+    finish(record)
+
+
+def candidates(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
+    """Bad and good candidates before gate and canary, over seeds."""
+    bad, good = (trials.run(plan.trials, change, folder) for change in (-0.1, 0.1))
+    seeds = plan.trials.seeds
+    wanted = round(0.9 * seeds)
+    return {
+        "bad_candidate": {
+            "end": scenarios.outcome([(bad["promoted"] == 0, f"{bad['promoted']} of {seeds} were promoted")]),
+            **bad,
+        },
+        "good_candidate": {
+            "end": scenarios.outcome(
+                [(good["promoted"] >= wanted, f"{good['promoted']} of {seeds} were promoted, {wanted} are wanted")]
+            ),
+            **good,
+        },
+    }
+
+
+def end_to_end(plan: Plan, folder: Path, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scenarios on the real platform; ``found`` has the bad candidates of the seeds, to which two are added."""
+    platform, progress = Platform(folder=folder / "platform", size=plan.size), Progress()
+    of = asdict(plan.size)
+
+    def keep(name: str, play: Callable[[], dict[str, Any]], **more: int) -> dict[str, Any]:
+        def work(place: Path) -> dict[str, Any]:
+            platform.build(progress)
+            start = time.monotonic()
+            return {**play(), "seconds": time.monotonic() - start}
+
+        return kept(folder, name, {**of, **more}, work)
+
+    days = plan.drift_days
+    quiet = keep("quiet", lambda: scenarios.quiet(platform, progress, plan.quiet_days), days=plan.quiet_days)
+    frozen = keep("frozen", lambda: scenarios.drift_frozen(platform, progress, days), days=days)
+    retrained = keep("retrained", lambda: scenarios.drift_retrained(platform, progress, days), days=days)
+    poisoned = keep("poisoned", lambda: scenarios.poisoned(platform, progress))
+    week = keep("week", lambda: scenarios.week(platform, progress))
+    spoilt = week["bad_candidate"]
+    ends = [found["bad_candidate"]["end"], *(each["end"] for each in spoilt)]
+    bad = {**found["bad_candidate"], "end_to_end": spoilt}
+    bad["end"] = next((end for end in ends if end != "passed"), "passed")
+    return {
+        "no_drift": quiet,
+        "taste_drift": scenarios.taste_drift([n["stay"] for n in quiet["nights"]], frozen["stay"], retrained),
+        "poisoned_day": poisoned,
+        "bad_candidate": bad,
+        "feedback_outage": week["feedback_outage"],
+        "s3_outage_mid_publish": week["s3_outage"],
+    }
+
+
+def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The last line: how each scenario ended, the figures asked for, and the details."""
+    drift, quiet = found.get("taste_drift", {}), found.get("no_drift", {})
+    return {
+        "scenarios": {name: told["end"] for name, told in found.items()},
+        "false_triggers": quiet.get("false_triggers"),
+        "detected_within_days": drift.get("detected_within_days"),
+        "stay_recovered": drift.get("stay_recovered"),
+        "bad_promoted": found["bad_candidate"]["promoted"],
+        "good_promoted": found["good_candidate"]["promoted"],
+        "seeds": found["bad_candidate"]["seeds"],
+        "details": found,
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

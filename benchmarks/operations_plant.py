@@ -1,0 +1,91 @@
+"""A planted loss of quality: a trained candidate's weights are blurred until it recalls so much less.
+
+The run of a good candidate is copied under another id without what came after training, and its aligned model is
+spoilt there: the pipeline, asked to go on with that id, evaluates and gates what it finds.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from features.runs import Run, folder_digest
+from features.storage import Storage
+from models.bundle import Bundle
+from models.evaluation import accuracy, recommend
+from models.release import TRAINED, assemble
+from models.serving.recommender import Recommender
+from models.training.data import Holdout, RunData
+
+COPIED = ("data", "drift", *TRAINED)
+MODEL = "model.safetensors"
+STEPS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tampered:
+    """A spoilt run: by what share it recalls less, and how much noise that took."""
+
+    run_id: str
+    loss: float
+    noise: float
+
+
+def spoil(storage: Storage, source: str, run_id: str, *, loss: float, seed: int) -> Tampered:
+    """Stores run ``source`` as ``run_id`` with a model whose recall@50 on the held-out requests is ``loss`` lower."""
+    for stage in COPIED:
+        for key in storage.keys(f"runs/{source}/{stage}/"):
+            storage.put(key.replace(f"runs/{source}/", f"runs/{run_id}/", 1), storage.get(key))
+    run = Run(storage, run_id)
+    with tempfile.TemporaryDirectory(prefix="onerec-spoil-") as scratch:
+        folder = Path(scratch)
+        for stage in ("data", *TRAINED):
+            run.fetch(stage, folder)
+        candidate = assemble(folder, folder / "bundle")
+        holdout = RunData.load(folder / "data").holdout(candidate.catalogue)
+        weights = load((folder / "align" / MODEL).read_bytes())
+        noise, found = _search(candidate, holdout, weights, loss, seed)
+        (folder / "align" / MODEL).write_bytes(save(_blurred(weights, noise, seed)))
+        (folder / "align" / "done.json").unlink(missing_ok=True)
+        storage.put(f"{run.prefix('align')}/{MODEL}", (folder / "align" / MODEL).read_bytes())
+        record = run.done("align")
+        assert record is not None, "a copied run was aligned"
+        storage.put_json(f"{run.prefix('align')}/done.json", {**record, "digest": folder_digest(folder / "align")})
+    return Tampered(run_id=run_id, loss=found, noise=noise)
+
+
+def _search(
+    candidate: Bundle, holdout: Holdout, weights: dict[str, torch.Tensor], loss: float, seed: int
+) -> tuple[float, float]:
+    """(noise, loss) nearest to the wanted loss, by bisection on the noise."""
+    whole = _recall(candidate, holdout)
+    low, high = 0.0, 1.0
+    tried: list[tuple[float, float, float]] = []
+    for _ in range(STEPS):
+        noise = (low + high) / 2
+        candidate.model.load_state_dict(_blurred(weights, noise, seed))
+        found = 1 - _recall(candidate, holdout) / whole
+        tried.append((abs(found - loss), noise, found))
+        low, high = (noise, high) if found < loss else (low, noise)
+    _, noise, found = min(tried)
+    return noise, found
+
+
+def _recall(candidate: Bundle, holdout: Holdout) -> float:
+    return float(accuracy(recommend(Recommender(candidate), holdout), holdout.relevant)["recall@50"].mean())
+
+
+def _blurred(weights: dict[str, torch.Tensor], noise: float, seed: int) -> dict[str, torch.Tensor]:
+    """The weights with normal noise of ``noise`` times each tensor's own deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    blurred = {}
+    for name in sorted(weights):
+        value = weights[name]
+        if value.is_floating_point() and value.numel() > 1:
+            blur = torch.randn(value.shape, generator=generator) * float(value.float().std()) * noise
+            blurred[name] = (value.float() + blur).to(value.dtype)
+        else:
+            blurred[name] = value
+    return blurred
