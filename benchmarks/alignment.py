@@ -30,7 +30,7 @@ from features.world.simulator import world_hash
 from models.cascade import Cascade
 
 QUICK_SIZES = Sizes(users=300, items=600, held=80, pretrain_steps=80, reward_steps=40)
-QUICK = Budget(days=1, visitors=60, steps=6, requests=4, group=16)
+QUICK = Budget(days=1, visitors=60, steps=5, requests=6, group=12)
 CHOSEN = "rsft+ecpo"
 """The recipe whose guard-rails are reported."""
 
@@ -50,7 +50,7 @@ def of_pretrained(lab: Lab, judge: Judge, _: Path) -> dict[str, Any]:
 
 def of_cascade(lab: Lab, judge: Judge, budget: Budget, _: Path) -> dict[str, Any]:
     """The cascade: fitted on the log, then each night on the days it served itself as well."""
-    town = Town(lab, budget.visitors)
+    town = Town(lab, budget.visitors, "cascade")
     for day in range(budget.days):
         town.play(OfCascade(_fitted(lab, town, day)), day)
     return judge.of_cascade(_fitted(lab, town, budget.days))

@@ -82,8 +82,8 @@ class OfCascade:
 class Town:
     """An arm's own copy of the world: its people, what they have seen, and the log so far."""
 
-    def __init__(self, lab: Lab, visitors: int) -> None:
-        self.lab, self.visitors, self.log = lab, visitors, lab.log
+    def __init__(self, lab: Lab, visitors: int, name: str) -> None:
+        self.lab, self.visitors, self.name, self.log = lab, visitors, name, lab.log
         self._world = copy.deepcopy(lab.world)
 
     def play(self, policy: Policy, day: int) -> pa.Table:
@@ -95,7 +95,7 @@ class Town:
                 visits.setdefault(visit.user_id, []).append(visit)
         users = list(visits)[: self.visitors]
         midnight = lab.start_ms + day * DAY_MS
-        context = lab.contexts(users, self.log, [midnight] * len(users), f"day-{id(self)}")
+        context = lab.contexts(users, self.log, [midnight] * len(users), f"day-{self.name}")
         seen = seen_by(self.log, users)
         rows: list[dict[str, object]] = []
         for explore in (False, True):

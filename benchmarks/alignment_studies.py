@@ -29,9 +29,10 @@ def legality(lab: Lab, budget: Budget) -> dict[str, Any]:
     """Share of free samples that name an item: before, and after RL from free samples with each format reward."""
     found: dict[str, Any] = {"after": {}, "curves": {}}
     for name, choice in FORMATS.items():
-        model, history = lab.model(), []
+        model: Generator = lab.model()
+        history: list[dict[str, float]] = []
         if choice is not None:
-            config = {"objective": "ecpo", "signal": "rollouts", "constrained": False, "exclude_seen": False}
+            config = {"objective": "ecpo", "signal": "rollouts", "search": "sample", "constrained": False}
             arm = Arm(name=name, config={**config, "format": choice})
             model, history = _once(lab, arm, budget)
         found["after"][name] = lab.recommender(model).legality(lab.asked, samples=32)
@@ -44,7 +45,7 @@ def stability(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
     """Largest gradient of each objective over the same roll-outs, all drawn by the pre-trained model; what it does."""
     found = {}
     for objective in ("grpo", "ecpo", "gbpo"):
-        config = {"objective": objective, "signal": "rollouts", "push_every": NEVER, "learning_rate": 1e-3}
+        config = {"objective": objective, "signal": "rollouts", "search": "sample", "push_every": NEVER, "learning_rate": 1e-3}
         model, history = _once(lab, Arm(name=objective, config=config), budget, anchored=False)
         norms = [each["grad_norm"] for each in history]
         after = judge.of_model(model)

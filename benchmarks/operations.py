@@ -27,8 +27,8 @@ from pipelines.progress import Progress
 
 SHORT = {
     "pretrain.epochs": 3,
-    "incremental.epochs": 2,
-    "incremental.max_steps": 150,
+    "incremental.epochs": 3,
+    "incremental.max_steps": 300,
     "tokenizer.codes": 32,
     "align.max_steps": 60,
     "reward.max_steps": 60,
@@ -43,7 +43,8 @@ class Plan:
     size: Size = field(default_factory=lambda: Size(overrides=json.dumps(SHORT)))
     trials: TrialSize = field(default_factory=TrialSize)
     quiet_days: int = 14
-    drift_days: int = 5
+    drift_days: int = 8
+    """The last is the third day after that of the drift."""
     end_to_end: bool = True
 
 

@@ -28,10 +28,10 @@ from features.world.simulator import Simulator, SimulatorConfig
 from models.bundle import read_alias
 from models.cascade import Cascade
 from models.deltas import catch_up_served
-from monitoring import trigger
+from monitoring import trial, trigger
 from monitoring.drift import DriftReport, measure
 from pipelines import stack
-from pipelines.arms import Arm, CascadeArm, ServerArm
+from pipelines.arms import CANDIDATE, Arm, CascadeArm, RoutedArm, ServerArm
 from pipelines.client import Client
 from pipelines.days import Day, DayConfig, play_day
 from pipelines.ingest import ingest
@@ -101,14 +101,21 @@ class Session:
             self.cascade.cascade.add_items(arrivals)
         items = catalog.read_items(self.storage)
         durations = dict(zip(items["item_id"].to_pylist(), items["duration_ms"].to_pylist(), strict=True))
-        arms: dict[str, Arm] = {
-            "onerec": ServerArm(client=self.client, model="onerec", beam_width=BEAM),
-            "cascade": self.cascade,
-        }
+        arms: dict[str, Arm] = {"onerec": self._onerec(), "cascade": self.cascade}
         config = DayConfig(num_items=ITEMS_A_REQUEST, prefix=self.name)
         with self.progress.step(f"{self.name}, day {day}: users browse") as bar:
             self.days[day] = play_day(self.world, day, arms, self.arm_of, self.client, durations, config, bar.update)
         return self.days[day]
+
+    def _onerec(self) -> Arm:
+        """Production, and the candidate for its share while a canary is under way."""
+        stable = ServerArm(client=self.client, model="onerec", beam_width=BEAM)
+        trying = trial.read(self.storage)
+        if trying is None:
+            return stable
+        self.client.wait_for_version(CANDIDATE, trying.version)
+        canary = ServerArm(client=self.client, model=CANDIDATE, beam_width=BEAM)
+        return RoutedArm(stable=stable, canary=canary, split=trying.split)
 
     def stay(self, day: int) -> float:
         """Minutes watched on ``day`` by the users of OneRec, a user."""

@@ -106,7 +106,7 @@ def _held_out(users: Users, seed: int) -> tuple[np.ndarray, list[set[str]]]:
     """Rows of the users of R requests that chance answered, and the items each engaged with."""
     rng = np.random.default_rng([seed, 3])
     chosen = rng.permutation(users.users)[:REQUESTS]
-    shown = rng.integers(0, users.items, (REQUESTS, SLOTS))
+    shown = rng.integers(0, users.items, (len(chosen), SLOTS))
     duration = users.durations[shown]
     views = kuairand_responses(0.6).views(users.z[chosen[:, None], shown], duration, rng.random((DRAWS, *shown.shape)))
     labels = sum(values.astype(np.int64) << bit for bit, values in enumerate(views.flags[f] for f in FLAGS))

@@ -36,13 +36,13 @@ class Split:
     def training_table(self, exposures: pa.Table) -> pa.Table:
         """The rows of ``exposures`` (what ``histories`` was made of) that may be learned from."""
         kept = np.ones(exposures.num_rows, bool)
-        last = self._last()
+        last = self.last()
         place = np.arange(len(self.histories.item))
         user = np.searchsorted(self.histories.starts, place, side="right") - 1
         kept[self.histories.row[place > last[user]]] = False
         return exposures.filter(pa.array(kept))
 
-    def _last(self) -> np.ndarray:
+    def last(self) -> np.ndarray:
         """int64 [U], each user's last position in training (its first interaction is an input where it has one)."""
         starts = self.histories.starts
         last = starts[:-1].copy()
@@ -54,7 +54,7 @@ class Split:
         """int64 [items], how often each item stands in what is learned from."""
         place = np.arange(len(self.histories.item))
         user = np.searchsorted(self.histories.starts, place, side="right") - 1
-        return np.bincount(self.histories.item[place <= self._last()[user]], minlength=items)
+        return np.bincount(self.histories.item[place <= self.last()[user]], minlength=items)
 
 
 def leave_one_out(histories: Histories) -> Split:

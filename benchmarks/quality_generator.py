@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.leave_one_out import expand
@@ -22,12 +24,16 @@ from models.decoding.beam import beam_search
 from models.decoding.select import select
 from models.decoding.trie import Trie
 from models.generator import Generator, GeneratorConfig
+from models.onerec_session import SessionConfig
 from models.onerec_v2 import V2Config
 from models.pathways import ContextTensors, to_tensors
 from models.tokenizer.tokenizer import TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
 from models.training.loop import Loss, Plan, fit
 from models.training.pretrain import PretrainConfig, next_item_loss
+
+PATIENCE = 3
+"""Epochs without a better validation after which training ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +73,25 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Targets:
-    """A batch as ``next_item_loss`` reads it: one target [B, 1, L] for each context."""
+    """A batch as ``next_item_loss`` reads it: one target [B, 1, L] for each context, or a list [B, m, L] of them."""
 
     context: ContextTensors
     targets: Tensor
 
 
 class Examples:
-    """Batches by number: every epoch all positions, in random batches of like length."""
+    """Batches by number: every epoch all positions, in random batches of like length.
+
+    A session model's target is the list of the next interactions, as far as they may be learned from.
+    """
 
     def __init__(self, split: Split, catalogue: Catalogue, recipe: Recipe) -> None:
         self._histories, self._catalogue = split.histories, catalogue
         self._dates = recipe.dates
         self._batch, self._seed = recipe.training.batch_requests, recipe.training.seed
         self._sids = torch.from_numpy(catalogue.sids.astype(np.int64))
+        self._items = recipe.model.items if isinstance(recipe.model, SessionConfig) else 1
+        self._last = split.last()
         self._positions = split.training
         self._lengths = split.histories.lengths(split.training)
         self._epoch, self._batches = -1, []  # type: tuple[int, list[np.ndarray]]
@@ -101,7 +112,43 @@ class Examples:
         positions = self._positions[rows]
         histories = replace(self._histories, limit=int(self._lengths[rows].max()), dates=self._dates)
         context = to_tensors(histories.contexts(positions), self._catalogue)
-        return _Targets(context=context, targets=self._sids[histories.item[positions]][:, None])
+        return _Targets(context=context, targets=self._targets(positions))
+
+    def _targets(self, positions: np.ndarray) -> Tensor:
+        """long [B, m, L], -1 where the user has no more to learn from."""
+        place = positions[:, None] + np.arange(self._items)
+        user = np.searchsorted(self._histories.starts, positions, side="right") - 1
+        there = place <= self._last[user][:, None]
+        sids = self._sids[self._histories.item[np.where(there, place, 0)]]
+        return torch.where(torch.from_numpy(there)[..., None], sids, -1)
+
+
+class _Best:
+    """The weights that validation likes best, in a file beside the checkpoint, so that a resumed run knows them."""
+
+    def __init__(self, model: Generator, path: Path) -> None:
+        self._model, self._path = model, path
+        self._value, self._missed = -1.0, 0
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                self._value = float(file.metadata()["value"])
+
+    def offer(self, value: float) -> str | None:
+        """Keeps the model's weights when ``value`` is the best so far; else says why to stop, once it is time to."""
+        if value >= self._value:
+            self._value, self._missed = value, 0
+            weights = {name: each.contiguous() for name, each in self._model.state_dict().items()}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(weights, self._path, {"value": repr(value)})
+            return None
+        self._missed += 1
+        if self._missed < PATIENCE:
+            return None
+        return f"no better validation than {self._value:.4f} for {PATIENCE} epochs"
+
+    def restore(self) -> None:
+        """Gives the model those weights."""
+        self._model.load_state_dict(load_file(self._path))
 
 
 def train(
@@ -112,8 +159,10 @@ def train(
     output: Path,
     judge: Callable[[Generator], float],
 ) -> tuple[Generator, dict[str, Any]]:
-    """Trains until ``judge`` (validation, more is better; asked every epoch) is worse than before, and goes back to the
-    epoch before that. Resumes from ``output``.
+    """The model at the epoch that ``judge`` (validation, more is better; asked every epoch) likes best.
+
+    Ends after ``PATIENCE`` epochs without a better one: where few can be asked, one worse look is chance. Resumes from
+    ``output``.
     """
     torch.manual_seed(recipe.training.seed)
     config = replace(recipe.model, codes=catalogue.codes, levels=catalogue.levels)
@@ -121,21 +170,17 @@ def train(
     model.remember(torch.from_numpy(catalogue.sids.astype(np.int64)))
     model.start_from_codebooks(torch.from_numpy(codebooks))
     examples = Examples(split, catalogue, recipe)
-    best = -1.0
+    best = _Best(model, output / "best.safetensors")
 
     def guard() -> str | None:
-        nonlocal best
         value = judge(model)
         model.train()
-        if value < best:
-            return f"validation fell from {best:.4f} to {value:.4f}"
-        best = value
-        return None
+        return best.offer(value)
 
     def objective(wrapped: nn.Module, example: _Targets) -> Loss:
-        weights = torch.ones(example.targets.shape[:2])
+        weights = (example.targets[..., 0] >= 0).float()
         value, parts = next_item_loss(wrapped, model, example, weights, recipe.training.item_weight)
-        return Loss(value, parts, len(weights), example.targets.numel())
+        return Loss(value, parts, len(weights), int(weights.sum()) * catalogue.levels)
 
     plan = Plan(
         steps=len(examples) * recipe.training.epochs,
@@ -144,7 +189,9 @@ def train(
         training={"recipe": {name: str(value) for name, value in asdict(recipe).items()}},
         guard=guard,
     )
-    return model, fit(model, plan, replace(recipe.training, checkpoint_every=len(examples)), output)
+    metrics = fit(model, plan, replace(recipe.training, checkpoint_every=len(examples)), output)
+    best.restore()
+    return model, metrics
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from benchmarks.sasrec import SASRecConfig
 from features.datasets import Dataset
 from models.baselines import EngagementLog, ItemKNN, KNNConfig, item_index
 from models.generator import Generator
+from models.onerec_session import SessionConfig
 from models.onerec_v1 import V1Config
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
@@ -214,6 +215,19 @@ def _without(**changes: Any) -> Recipe:
     return replace(base, model=replace(base.model, **changes))
 
 
+_ENCODED: dict[str, Any] = {
+    "d_model": 128,
+    "heads": 4,
+    "kv_groups": 4,
+    "head": "tied",
+    "short": 50,
+    "queries": 0,
+    "static_width": 32,
+    "author_width": 32,
+    "field_width": 32,
+    "static_buckets": 2,
+}
+"""Of the encoder-decoders; their contexts have no lifelong pathway to compress."""
 RECIPES = {
     "v2": Recipe(),
     "v2-no-memory": _without(memory=False, item_head=False),
@@ -225,9 +239,11 @@ RECIPES = {
     "v2-published": _without(
         context_layers=0, start_from_newest=False, item_head=False, memory=False, head="linear", recency_bias=False
     ),
+    "v1": replace(Recipe(), model=V1Config(**_ENCODED, embed=128, dropout=0.3, memory=True, item_head=True)),
+    "session": replace(Recipe(), model=SessionConfig(**_ENCODED, embed=128, dropout=0.3)),
     "tiger": Recipe(
         tokenizer=TokenizerConfig(levels=4, codes=256, dim=64, balanced=False),
-        model=V1Config(d_model=128, heads=4, kv_groups=4, embed=64, dropout=0.1),
+        model=V1Config(**_ENCODED | {"head": "linear"}, embed=64, dropout=0.1),
     ),
 }
 

@@ -40,16 +40,19 @@ from models.serving.recommender import Recommender
 from models.tokenizer.interactions import times
 from models.tokenizer.tokenizer import Tokenizer
 from models.tokenizer.vocabulary import Catalogue
-from models.training.align import AlignConfig, align
+from models.training.align import align
+from models.training.alignment import AlignConfig
 from models.training.data import Contexts, RunData
 from models.training.pretrain import PretrainConfig, pretrain
+from models.training.reward import train_reward
 from monitoring.experiment import bootstrap_mean
 
 LIST, BEAM, LISTED = 10, 64, 50
 ARMS: dict[str, dict[str, Any]] = {
     "longer": {},
-    "rsft": {"gbpo_weight": 0.0},
-    "rsft + gbpo": {"gbpo_weight": 1.0},
+    "rsft": {"objective": "rsft"},
+    "rsft + gbpo": {"objective": "gbpo"},
+    "rsft + ecpo": {"objective": "ecpo", "signal": "rollouts", "users_share": 0.2, "group": 16, "push_every": 10},
 }
 """What each changes in alignment as configured; ``longer`` is none."""
 BASE = "pretrained"
@@ -65,11 +68,12 @@ MEASURES = {
 class Size:
     """How much is trained and judged."""
 
-    steps: int = 1500
+    steps: int = 1000
     align_steps: int = 200
+    reward_steps: int = 400
     requests: int = 256
     """Of a step."""
-    people: int = 3000
+    people: int = 2500
     codes: int = 256
 
 
@@ -172,6 +176,8 @@ def play(dataset: Dataset, since_ms: int, seed: int, size: Size, folder: Path) -
         people.users, since_ms, LISTED, exclude=people.seen
     )
     arms = {"popularity": judge([[item for item, _ in each] for each in floor], people, world).tolist()}
+    judge_of = replace(chosen.reward, batch_requests=size.requests, epochs=50, max_steps=size.reward_steps, seed=seed)
+    training["reward"] = _timed(partial(train_reward, data, catalogue, judge_of, folder / "reward"))
     policy = AlignConfig(epochs=50, batch_requests=size.requests, max_steps=size.align_steps, seed=seed, **WEIGHTS)
     for arm in (BASE, *ARMS):
         if arm != BASE:
@@ -186,7 +192,8 @@ def _aligned(
     arm: str, data: Path, catalogue: Catalogue, model: Any, config: AlignConfig, init: Path, output: Path
 ) -> dict[str, Any]:
     if ARMS[arm]:
-        return align(data, catalogue, replace(config, **ARMS[arm]), output, init=init)
+        reward = output.with_name("reward")
+        return align(data, catalogue, replace(config, **ARMS[arm]), output, init=init, reward=reward)
     same = {name: getattr(config, name) for name in ("epochs", "batch_requests", "max_steps", "learning_rate", "seed")}
     return pretrain(data, catalogue, model, PretrainConfig(**same, **WEIGHTS), output, init=init)
 
@@ -194,7 +201,18 @@ def _aligned(
 def _timed(work: Any) -> dict[str, Any]:
     start = time.perf_counter()
     metrics = work()
-    names = ("loss", "step", "stopped", "holdout/loss", "holdout/recall_level1", "ntp", "gbpo", "policy/kl")
+    names = (
+        "loss",
+        "step",
+        "stopped",
+        "holdout/loss",
+        "holdout/recall_level1",
+        "ntp",
+        "gbpo",
+        "ecpo",
+        "policy/kl",
+        "reward/auc",
+    )
     return {name: metrics[name] for name in names if name in metrics} | {"seconds": time.perf_counter() - start}
 
 
@@ -235,7 +253,7 @@ def main(
     date = date_of(since)
     if date is None:
         raise typer.BadParameter("give --since YYYY-MM-DD: what is learned from must lie before what is judged")
-    seeds, size = (1, Size(steps=40, align_steps=10, people=300)) if quick else (seeds, Size())
+    seeds, size = (1, Size(steps=40, align_steps=10, reward_steps=20, people=200)) if quick else (seeds, Size())
     folder = output or Path(tempfile.mkdtemp(prefix="onerec-quality-rl-"))
     datasets.check(data, played=True)
     dataset = datasets.load(data)

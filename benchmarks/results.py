@@ -29,6 +29,8 @@ MEANING = {
     "sasrec-dates": "the same with the time to the request",
     "tiger": "residual K-means codes of content, encoder-decoder",
     "v2": "the recipe",
+    "v1": "the recipe with V1's encoder-decoder",
+    "session": "a list of the next five, encoder-decoder",
     "v2-no-dates": "the recipe without times",
     "v2-no-memory": "without the memory of prefixes and the item head",
     "v2-no-item-head": "without the item head",
@@ -297,7 +299,10 @@ def learning(record: dict[str, Any], output: Path) -> list[str]:
         f"{record['seeds']} seed(s). `recall@10` and `ndcg@10` count the videos they went on to watch long, `stay_s` "
         "and `expected_stay_s` are seconds with the ten by the user model fitted on the whole log.",
         "",
-        *_code(record["command"]),
+        *_code(
+            f"python -m benchmarks.quality_rl --data path/to/{record['data']} --since {record['since']} "
+            f"--seeds {record['seeds']}"
+        ),
         *_table(("arm", *names), arms),
         *_table(("difference", *names), rows),
         *pictures,

@@ -57,8 +57,12 @@ class Lab:
 
     def at_capacity(self, beam: int) -> float:
         """Requests a second that the default server answers at saturation, measured once."""
-        if beam not in self.capacity:
+        if not self.capacity.get(beam):
             self.capacity[beam] = saturated(self.default, beam, self.lengths)["answered_per_second"]
+        if not self.capacity[beam]:
+            raise RuntimeError(
+                f"the server answered nothing at beam {beam} within {self.lengths.probe} s; use a quieter machine"
+            )
         return self.capacity[beam]
 
 

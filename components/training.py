@@ -1,4 +1,4 @@
-"""Components: pre-training by next-token prediction, then alignment (RSFT and GBPO).
+"""Components: pre-training by next-token prediction, then alignment (RSFT and a policy objective).
 
 Each runs in its own pod, or, when the pod is given a template of a RayJob, launches one and watches it.
 """
@@ -17,7 +17,7 @@ def pretrain(run_id: str, tokens: str, preset: str, overrides: str, base: str) -
 
 @component
 def align(run_id: str, pretrained: str, preset: str, overrides: str) -> str:
-    """RSFT on the better half of the sessions together with GBPO on logged exposures; returns the digest."""
+    """RSFT on the better half of the sessions together with the recipe's policy objective; returns the digest."""
     from models.cluster.stages import run_stage
 
     arguments = {"run_id": run_id, "pretrained": pretrained, "preset": preset, "overrides": overrides}

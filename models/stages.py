@@ -21,13 +21,15 @@ from models.onerec_session import SessionConfig
 from models.presets import Recipe, recipe
 from models.staging import bundle_folder, open_bundle, staged
 from models.tokenizer.interactions import popularity
-from models.tokenizer.refit import appended_drift
+from models.tokenizer.refit import appended_drift, refit
 from models.tokenizer.tokenizer import Tokenizer
 from models.training.align import align
 from models.training.pretrain import pretrain
 from models.training.reward import require, train_reward
-from models.training.tokenizer import CARD, fit_tokenizer, read_tokens, write_card, write_tokens
+from models.training.tokenizer import CARD, TOKENIZER, fit_tokenizer, read_tokens, write_card, write_tokens
 
+MAPPING = "sid_mapping.parquet"
+"""Of a run with new codebooks: item_id, old_sid, new_sid."""
 PER_LEVEL = (
     "utilisation",
     "dead_codes",
@@ -39,16 +41,18 @@ PER_LEVEL = (
     "js",
     "js_noise",
     "psi",
+    "codes",
 )
 """What a tokenizer's quality report gives as one number a level."""
 
 
 def tokenize_run(
-    run_id: str, *, data: str, preset: str, overrides: str, base: str
+    run_id: str, *, data: str, preset: str, overrides: str, base: str, replaces: str = ""
 ) -> tuple[str, dict[str, float], str]:
     """Stage ``tokenizer``: tokenizer.safetensors, sids.parquet, items.parquet, card.html and metrics.json.
 
-    Returns the digest, the quality's scalars and the card.
+    With ``replaces`` new codebooks keep that bundle's names of codes as far as they can (``models.tokenizer.refit``),
+    and sid_mapping.parquet says what its SIDs became. Returns the digest, the quality's scalars and the card.
     """
     chosen = recipe(preset, overrides)
 
@@ -56,9 +60,10 @@ def tokenize_run(
         if base:
             return _append(base, source / "data", folder)
         address, name = settings().ray_address, f"{run_id}-tokenizer"
-        return fit_tokenizer(source / "data", chosen.tokenizer, folder, ray_address=address, name=name)
+        quality = fit_tokenizer(source / "data", chosen.tokenizer, folder, ray_address=address, name=name)
+        return {**quality, **_renumber(replaces, folder)} if replaces else quality
 
-    inputs = {"data": data, "recipe": asdict(chosen.tokenizer), "base": base}
+    inputs = {"data": data, "recipe": asdict(chosen.tokenizer), "base": base, "replaces": replaces}
     digest = staged(run_id, "tokenizer", inputs, ["data"], work, resumes=True)
     run = Run(connect(), run_id)
     page = run.storage.get(f"{run.prefix('tokenizer')}/{CARD}").decode()
@@ -76,6 +81,19 @@ def _append(base: str, data: Path, folder: Path) -> dict[str, Any]:
     quality = write_card(folder, old.tokenizer.quality(catalogue, items, exposures) | drift)
     (folder / "metrics.json").write_text(json.dumps(quality, indent=1))
     return quality
+
+
+def _renumber(replaces: str, folder: Path) -> dict[str, Any]:
+    """The fitted codebooks and SIDs in ``folder`` under the old bundle's names of codes; what is kept of them.
+
+    Repeating it changes nothing: codes that agree already are matched to themselves.
+    """
+    old, fitted, catalogue = open_bundle(replaces), Tokenizer.load(folder / TOKENIZER), read_tokens(folder)
+    made = refit(fitted.quantizer, catalogue, old.tokenizer.quantizer, old.catalogue)
+    tokenizer = Tokenizer(fitted.config, fitted.embedder, made.quantizer)
+    write_tokens(folder, tokenizer, replace(catalogue, sids=made.sids, codebook=made.quantizer.version))
+    pq.write_table(made.mapping, folder / MAPPING, compression="zstd")
+    return {"codebook": made.quantizer.version, "kept": made.kept}
 
 
 def scalars(quality: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -51,13 +51,11 @@ def prepare_newest(run_id: str, given: dict[str, str], *, base: str, targets: st
 
 
 def stored_hours(storage: Storage) -> tuple[datetime, datetime]:
-    """[first, last) of everything stored, whole hours, UTC; raises EmptyWindow when nothing is."""
-    pattern = re.compile(r"date=([\d-]+)/hour=(\d+)/")
-    found = sorted({hour.groups() for key in storage.keys(f"{exposure_store.ROOT}/") if (hour := pattern.search(key))})
-    if not found:
+    """``exposure_store.stored_hours``; raises EmptyWindow when nothing is stored."""
+    found = exposure_store.stored_hours(storage)
+    if found is None:
         raise EmptyWindow("no exposures are stored; ingest a log first: `onerec ingest PATH`")
-    first, last = (datetime.fromisoformat(f"{day}T{hour}:00:00+00:00") for day, hour in (found[0], found[-1]))
-    return first, last + timedelta(hours=1)
+    return found
 
 
 def _once(storage: Storage, run_id: str, given: dict[str, str], choose: Choice) -> dict[str, str]:

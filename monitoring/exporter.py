@@ -116,6 +116,8 @@ def _of_drift(drift: Mapping[str, Any]) -> Iterator[Sample]:
         yield "onerec_drift_verdict", (verdict,), float(drift["verdict"] == verdict)
     for window in ("current", "reference"):
         yield from _number("onerec_drift_rows", (window,), drift.get(f"rows_{window}"))
+    if "validation" in drift:
+        yield "onerec_data_gate_passed", (), float(drift["validation"]["passed"])
     for column, found in drift["columns"].items():
         decides = "yes" if found["decides"] else "no"
         yield from _number("onerec_drift_score", (column,), found["score"])

@@ -145,6 +145,7 @@ EXPORTER = (
     Metric("gauge", "onerec_drift_score", "Distance of the newest window from its reference.", ("column",)),
     Metric("gauge", "onerec_drift_threshold", "Where a column counts as drifted.", ("column", "decides")),
     Metric("gauge", "onerec_drift_rows", "Exposures compared: current or reference.", ("window",)),
+    Metric("gauge", "onerec_data_gate_passed", "1 when the data gate let the newest window pass, else 0."),
     Metric("gauge", "onerec_gate_blessed", "1 when the newest decision of the gate blessed its candidate, else 0."),
     Metric(
         "gauge",

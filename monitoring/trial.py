@@ -151,7 +151,7 @@ def begin(storage: Storage, trial: Trial, steer: Steer) -> Trial:
     if known is not None and known.version != trial.version:
         raise CanaryUnderWay(
             f"{known.version} is being tried since {known.started}; {trial.version} has to wait for its end "
-            "(`onerec canary status`, `onerec canary rollback` to end it now)"
+            "(`onerec canary show`; `onerec canary end` ends it now)"
         )
     trial = known or trial
     storage.put_json(OPEN, asdict(trial))

@@ -149,7 +149,7 @@ def decide_once(storage: Storage, run_id: str, trigger: Trigger, summary: Mappin
     if stored and stored["inputs"] == inputs and "retrain" in stored:
         return stored
     now, canary = datetime.now(UTC), trial.read(storage)
-    claim = {"run_id": run_id, "window_end": end, "at": now, "inputs": inputs}
+    claim = {"run_id": run_id, "window_end": end.isoformat(), "at": now.isoformat(), "inputs": inputs}
     storage.put_json(key, {**claim, "claims": True})
     situation = Situation(
         verdict=summary["verdict"],
@@ -163,7 +163,7 @@ def decide_once(storage: Storage, run_id: str, trigger: Trigger, summary: Mappin
     )
     record = {**claim, **asdict(decide(trigger, situation))}
     storage.put_json(key, record)
-    return dict(json.loads(json.dumps(record, default=str)))
+    return dict(json.loads(json.dumps(record)))
 
 
 def past(storage: Storage, end: datetime, days: float, *, without: str = "") -> Iterator[Past]:

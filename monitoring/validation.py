@@ -97,12 +97,13 @@ def measures(day: pd.DataFrame, earlier: pd.DataFrame) -> dict[str, float]:
 
 def _days(reference: pa.Table, current: pa.Table) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """(date, its rows, the rows it is measured against) of every day with rows, the oldest first."""
-    names = ["user_id", "event_time", "duration_ms", "play_ms", *SIGNS]
+    names = ["user_id", "event_time", "source", "duration_ms", "play_ms", *SIGNS]
     before, now = (table.select(names).to_pandas() for table in (reference, current))
     if not len(now):
         return []
     start = now["event_time"].min().floor("h")
-    found = [(_date(start), now, before)]
+    # Only traffic of the same sources: a platform that takes over from another is not an outage.
+    found = [(_date(start), now, before[before["source"].isin(now["source"].unique())])]
     while len(before):
         start -= DAY
         own = before["event_time"] >= start

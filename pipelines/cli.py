@@ -69,9 +69,14 @@ def check_recipe(preset: str, overrides: str) -> None:
 
 
 def check_policy(policy: str) -> None:
-    """Ends the command, with code 2, unless the retraining policy is known."""
-    if policy not in ("nightly", "on_drift"):
-        fail(f"policy {policy!r} is unknown", "give --policy nightly or --policy on_drift", code=2)
+    """Ends the command, with code 2, unless the retraining policy is one that the trigger can keep."""
+    from monitoring.trigger import parse
+
+    try:
+        parse(policy)
+    except ValueError as error:
+        hint = 'give nightly, on_drift, or JSON such as {"when": "on_drift", "cooldown_hours": 12}'
+        fail(str(error), hint, code=2)
 
 
 def check_canary(canary: str) -> None:

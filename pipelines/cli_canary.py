@@ -1,21 +1,79 @@
-"""`onerec canary start | advance | promote | rollback | status`: a candidate beside production, on KServe."""
+"""`onerec canary`: the canary that runs look at (`show`, `look`, `end`), and one by hand on KServe (the rest)."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli import Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, emit, fail, out
 
 if TYPE_CHECKING:
     from models.cluster.inference import Canary
 
-canary = typer.Typer(help="A candidate for a share of the users, on KServe.", no_args_is_help=True)
+canary = typer.Typer(help="A candidate for a share of the users.", no_args_is_help=True)
 app.add_typer(canary, name="canary")
 
 Service = Annotated[str, typer.Option("--service", help="The InferenceService.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")]
 Percent = Annotated[int, typer.Option("--percent", help="The canary's share of the requests.", min=0, max=100)]
+
+
+@canary.command()
+def show(home: Home = HOME, json_: Json = False) -> None:
+    """The canary under way, and how the last ones ended."""
+    from dataclasses import asdict
+
+    from features.storage import connect
+    from monitoring import trial
+    from pipelines import stack
+
+    stack.activate(home, ["s3"])
+    storage = connect()
+    running, over = trial.read(storage), trial.ended(storage)
+    if json_:
+        emit({"running": asdict(running) if running else None, "ended": [asdict(each) for each in over]})
+        return
+    for each in [*over[-5:], *([running] if running else [])]:
+        out.print(f"{each.version} against {each.stable} since {each.started}: [bold]{each.status}[/]")
+        for seen in each.looks:
+            out.print(f"  look {seen['look']} at {seen['at']}: {seen['action']}", *seen["reasons"], sep="\n    ")
+    if running is None:
+        out.print("no canary is under way")
+
+
+@canary.command()
+def look(
+    end: Annotated[str, typer.Option(help="Now, ISO 8601 in the log's time; default: the newest stored hour.")] = "",
+    home: Home = HOME,
+) -> None:
+    """Takes the planned look if it is due, as every retraining run does first: promotes, rolls back or goes on."""
+    from models.steering import follow_canary
+    from pipelines import stack
+
+    stack.activate(home, ["s3"])
+    found = follow_canary(end)
+    if found is None:
+        out.print("no canary is under way")
+        return
+    out.print(f"{found.version}: {found.status} after look {found.looked} of {found.config.looks}; {found.reason}")
+
+
+@canary.command()
+def end(home: Home = HOME) -> None:
+    """Ends the canary under way; production was never touched."""
+    from features.settings import settings
+    from features.storage import connect
+    from models.steering import steer_of
+    from monitoring import trial
+    from pipelines import stack
+
+    stack.activate(home, ["s3"])
+    storage = connect()
+    running = trial.read(storage)
+    if running is None:
+        fail("no canary is under way", "`onerec canary show` tells how the last ones ended")
+    trial.finish(storage, running, trial.ROLLED_BACK, "ended by hand", steer_of(storage, settings()))
+    out.print(f"{running.version} is no longer tried")
 
 
 @canary.command()

@@ -19,7 +19,7 @@ def loop(
     drift_day: Annotated[int, typer.Option(help="Day on which tastes change.")] = 1,
     scenario: Annotated[str, typer.Option(help="What happens in the simulator: bots, outage, new-items, ...")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the world and of all training.")] = 0,
-    policy: Annotated[str, typer.Option(help="When to retrain: nightly or on_drift.")] = "nightly",
+    policy: Annotated[str, typer.Option(help="When to retrain: nightly, on_drift or JSON.")] = "nightly",
     canary: Annotated[
         str, typer.Option(help="Try each new model on a share of the users first: 0.5, or a JSON object.")
     ] = "",

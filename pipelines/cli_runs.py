@@ -2,12 +2,16 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli import HOME, Home, Json, app, check_canary, check_policy, check_recipe, emit, fail, out
+
+if TYPE_CHECKING:
+    from features.runs import Run
 
 
 @app.command()
@@ -34,7 +38,7 @@ def retrain(
     end: Annotated[str | None, typer.Option(help="End of the newest window, ISO 8601; default: all there is.")] = None,
     new_days: Annotated[int, typer.Option(help="How many of the last days are new.", min=1)] = 1,
     context_days: Annotated[int, typer.Option(help="How far contexts reach back.", min=2)] = 21,
-    policy: Annotated[str, typer.Option(help="nightly or on_drift.")] = "nightly",
+    policy: Annotated[str, typer.Option(help="nightly, on_drift, or JSON (docs/monitoring.md).")] = "nightly",
     canary: Annotated[
         str, typer.Option(help="Try the new model on a share of the users first: 0.2, or a JSON object.")
     ] = "",
@@ -72,33 +76,44 @@ def retrain(
 
 
 @app.command()
-def runs(home: Home = HOME, json_: Json = False) -> None:
-    """What became of every pipeline run: drift, blessing, version."""
+def runs(
+    last: Annotated[int, typer.Option(help="How many of the newest; 0: all.", min=0)] = 20,
+    home: Home = HOME,
+    json_: Json = False,
+) -> None:
+    """What became of every pipeline run: drift, trigger, blessing, version, and why nothing was published."""
     from features.runs import Run
     from features.storage import connect
-    from pipelines.result import describe_run
 
     _activated(home)
     storage = connect()
-    ids = sorted({key.split("/")[1] for key in storage.keys("runs/")})
-    rows = [{k: v for k, v in describe_run(Run(storage, i)).items() if k != "curves"} for i in ids]
+    rows = [_described(Run(storage, run_id)) for run_id in storage.folders("runs/")]
+    rows = sorted(rows, key=lambda row: (row["recorded_at"] or "9", row["run_id"]))[-last:]  # the open ones are newest
     if json_:
         emit(rows)
         return
-    table = Table("run", "pipeline", "state", "drift", "retrained", "blessed", "version", "refused because")
+    table = Table("run", "pipeline", "state", "ended", "drift", "trained", "blessed", "version", "minutes", "why not")
     for row in rows:
         yes = {True: "yes", False: "no"}
         table.add_row(
             row["run_id"],
             row["pipeline"],
-            row["state"].lower(),
+            row["state"].lower() or "open",
+            row["recorded_at"][:16],
             row["drift"],
             yes[row["retrained"]],
             yes[row["blessed"]],
             row["version"] or "",
-            "; ".join(row["reasons"]),
+            f"{row['cost']['seconds'] / 60:.1f}" if "seconds" in row["cost"] else "",
+            escape(row["why"]),
         )
-    out.print(table)
+    out.print(table if rows else "no pipeline has run yet: `onerec train`")
+
+
+def _described(run: "Run") -> dict[str, Any]:
+    from pipelines.result import describe_run
+
+    return {key: value for key, value in describe_run(run, curves=False).items() if key != "curves"}
 
 
 def _activated(home: Path) -> None:
@@ -112,15 +127,10 @@ def _window() -> tuple[str, str]:
     from features.intake import exposures
     from features.storage import connect
 
-    hours = sorted(
-        key.split("date=")[1][:10] + "T" + key.split("hour=")[1][:2]
-        for key in connect().keys(f"{exposures.ROOT}/")
-        if "hour=" in key
-    )
-    if not hours:
+    found = exposures.stored_hours(connect())
+    if found is None:
         fail("no exposures are stored", "ingest a log first: `onerec ingest PATH`")
-    end = datetime.fromisoformat(f"{hours[-1]}:00:00+00:00") + timedelta(hours=1)
-    return f"{hours[0]}:00:00+00:00", end.isoformat()
+    return found[0].isoformat(), found[1].isoformat()
 
 
 def _time(given: str | None, option: str) -> str | None:
@@ -141,10 +151,10 @@ def _new_id(kind: str) -> str:
 def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> None:
     from features.runs import Run
     from features.storage import connect
+    from monitoring.outcome import record_run
     from pipelines.local import PipelineFailed
     from pipelines.local import run as run_pipeline
     from pipelines.progress import Progress
-    from pipelines.result import describe_run
 
     run_id = arguments["run_id"]
     log = home / "logs" / f"{run_id}.log"
@@ -156,11 +166,14 @@ def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> N
             str(error),
             f"nothing was published; once mended, the same command with --run-id {run_id} goes on from there",
         )
-    described: dict[str, Any] = {k: v for k, v in describe_run(Run(connect(), run_id)).items() if k != "curves"}
+    except KeyboardInterrupt:  # its exit handler had no say, and the next run would wait for it
+        record_run(run_id, pipeline=pipeline, state="CANCELLED", error="interrupted")
+        raise
+    described = _described(Run(connect(), run_id))
     if json_:
         emit(described)
         return
     if described["version"]:
         out.print(f"published {described['version']} to production")
     else:
-        out.print(f"nothing was published: {'; '.join(described['reasons']) or described['drift']}; log: {log}")
+        out.print(f"nothing was published: {described['why'] or described['drift']}; log: {log}")

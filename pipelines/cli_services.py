@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -13,12 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from features.storage import connect
-from monitoring.state import Runs
-from pipelines import dashboard, processes, stack
 from pipelines import doctor as checks
+from pipelines import processes, stack
 from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
 from pipelines.services import SERVICES
+
+if TYPE_CHECKING:
+    from monitoring.state import Runs
+    from pipelines.dashboard import Loop
 
 PANEL = "Local services"
 _COLOURS = {
@@ -64,6 +66,8 @@ def up(
     if as_json:
         emit({"home": home.resolve(), "started": started, "services": [asdict(row) for row in stack.status(home)]})
         return
+    from pipelines import dashboard
+
     out.print(dashboard.render(*_Look(home)()), soft_wrap=True)
 
 
@@ -74,7 +78,9 @@ def status(
     interval: Annotated[float, typer.Option(help="Seconds between two looks with --watch.", min=0.5)] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Show services, models and where the loop stands: runs, drift, gate, canary, intake. Exit code 1 unless healthy."""
+    """Show services, models and where the loop stands: runs, drift, gate, intake. Exit code 1 unless all is healthy."""
+    from pipelines import dashboard
+
     look = _Look(home)
     if watch and not as_json:
         _watch(look, interval)
@@ -100,30 +106,33 @@ def status(
 
 
 class _Look:
-    """One look at everything; remembers the runs that ended between two looks."""
+    """One look at everything; remembers between two looks which runs have ended."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._runs: Runs | None = None
 
-    def __call__(self) -> tuple[list[stack.Health], dict[str, stack.ServedModel], dashboard.Loop]:
+    def __call__(self) -> "tuple[list[stack.Health], dict[str, stack.ServedModel], Loop]":
+        from features.storage import connect
+        from monitoring.state import Runs
+        from pipelines.dashboard import Loop, read_loop
+
         rows, models = stack.status(self._home), stack.models(self._home)
         if not any(row.service == "s3" and row.state == "healthy" for row in rows):
-            return rows, models, dashboard.Loop(missing="unknown while the object store does not run")
+            return rows, models, Loop(missing="unknown while the object store does not run")
         stack.activate(self._home, ["s3"])
         storage = connect()
         self._runs = self._runs or Runs(storage)
-        return rows, models, dashboard.read_loop(storage, self._runs)
+        return rows, models, read_loop(storage, self._runs)
 
 
 def _watch(look: _Look, interval: float) -> None:
+    from pipelines import dashboard
+
     with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
         while True:
-            rows, models, loop = look()
-            page = Group(
-                f"[bold]onerec[/] {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", dashboard.render(rows, models, loop)
-            )
-            live.update(page, refresh=True)
+            page = dashboard.render(*look())
+            live.update(Group(f"[bold]onerec[/] {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", page), refresh=True)
             time.sleep(interval)
 
 

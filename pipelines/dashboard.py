@@ -1,8 +1,7 @@
 """The platform on one terminal page: services, models, runs, drift, gate, canary and intake, as they are now.
 
-Everything comes from where monitoring reads it too (``monitoring.state``, ``monitoring.trigger``, ``monitoring.trial``);
-what cannot be read now says so in its place and does not hide the rest. Left out: graphs over time, which the daily
-report and Grafana have.
+Everything comes from where monitoring reads it too (``monitoring.state``, ``.trigger``, ``.trial``); what cannot be
+read now says so and does not hide the rest. Left out: graphs over time, which the daily report and Grafana have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -147,8 +146,9 @@ def _lines(loop: Loop) -> list[tuple[str, str]]:
         told = f"{loop.canary.version} on {loop.canary.config.share:.0%} of the {loop.canary.unit}s"
         looks = f"{len(loop.canary.looks)} of {loop.canary.config.looks} looks"
         found.append(("canary", escape(f"{told} since {loop.canary.started[:16]}, {looks}")))
-    until = state.impressions_until
-    found.append(("intake", f"impressions until {until:%Y-%m-%d %H:%M}" if until else "no impression of the last days"))
+    newest = state.impressions_until
+    told = f"impressions until {newest:%Y-%m-%d %H:%M}" if newest else "no impression of the last days"
+    found.append(("intake", told))
     return found
 
 

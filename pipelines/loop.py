@@ -3,7 +3,7 @@
 Day by day users ask the model server over HTTP, watch, and their events go to the collector; each night the
 retraining pipeline measures drift, trains, gates and swaps the served model. Three arms of matched users compare
 OneRec retrained nightly, OneRec frozen at day 1 and a retrained cascade. The result is ``loop.json``, from which
-``monitoring.report`` draws the page.
+``monitoring.report`` draws the page; every night leaves a daily report beside it (``monitoring.daily``).
 """
 
 import json
@@ -27,6 +27,7 @@ from models.bundle import read_alias, set_alias
 from models.cascade import Cascade
 from models.deltas import catch_up_served
 from monitoring import trial
+from monitoring.daily import write_day
 from monitoring.experiment import Assignment, assign
 from monitoring.report import write
 from pipelines.arms import ARMS, CANDIDATE, MODELS, CascadeArm, RoutedArm, ServerArm
@@ -71,6 +72,8 @@ def run_loop(config: LoopConfig, output: Path) -> dict[str, Any]:
         assignment = _begin(loop)
         for day in range(config.days):
             _day(loop, day, assignment)
+            date = loop.midnight(day).date()
+            write_day(storage, date, output / "days" / f"{date}.html")
         result = summarise(loop, assignment)
         if config.data is None:
             result |= {"scenario": config.scenario or None, "world_hash": world_hash(simulated(config))}

@@ -76,28 +76,30 @@ class Loop:
         return self.start + timedelta(days=day)
 
 
-def describe_run(run: Run) -> dict[str, Any]:
-    """What a run decided and measured, from what its stages stored."""
-    decision = _stored(run, "gate/decision.json")
+def describe_run(run: Run, *, curves: bool = True) -> dict[str, Any]:
+    """What a run decided and measured, from what its stages stored; ``why`` says why it published nothing."""
+    decision, trigger = _stored(run, "gate/decision.json"), _stored(run, "drift_decision/decision.json")
     drift = run.done("drift")
     published = run.done("publish")
-    curves = {}
-    for stage in ("pretrain", "align"):
-        if run.done(stage):
-            curves[stage] = _curve(run, stage)
+    trained = [stage for stage in ("pretrain", "align") if run.done(stage)]
     evaluated, outcome = run.done("evaluate"), _stored(run, "outcome.json")
+    refused = "; ".join(decision["failed"]) if decision else ""
+    waited = trigger["reason"] if trigger and not trigger["retrain"] else ""
     return {
         "run_id": run.run_id,
         "pipeline": outcome["pipeline"] if outcome else "",
         "state": outcome["state"] if outcome else "",
         "drift": drift["summary"]["verdict"] if drift else "",
         "drift_report": drift["summary"] if drift else {},
-        "retrained": bool(curves),
+        "recorded_at": outcome["recorded_at"] if outcome else "",
+        "cost": outcome.get("cost", {}) if outcome else {},
+        "retrained": bool(trained),
         "blessed": bool(decision and decision["blessed"]),
         "reasons": decision["failed"] if decision else [],
+        "why": (outcome or {}).get("error") or refused or waited,
         "version": published["summary"]["version"] if published else None,
         "evaluation": evaluated["summary"] if evaluated else None,
-        "curves": curves,
+        "curves": {stage: _curve(run, stage) for stage in trained} if curves else {},
     }
 
 

@@ -54,7 +54,9 @@ def retraining(on: Profile = LOCAL) -> BaseComponent:
             drift = on.reading(detect_drift(run_id=run, data=data, reference_start=reference, current_start=current))
             go = on.light(should_retrain(run_id=run, policy=policy)).after(drift)
             with dsl.If(go.output == True, name="retrain"):  # noqa: E712 - kfp builds the condition from the comparison
-                tokens = on.computing(tokenize(run_id=run, data=data, preset=preset, overrides=overrides, base=old))
+                tokens = on.computing(
+                    tokenize(run_id=run, data=data, preset=preset, overrides=overrides, base=old, replaces="")
+                )
                 sids = tokens.outputs["Output"]
                 trained = on.training(pretrain(run_id=run, tokens=sids, preset=preset, overrides=overrides, base=old))
                 tuned = on.training(align(run_id=run, pretrained=trained.output, preset=preset, overrides=overrides))

@@ -1,7 +1,8 @@
 """Pipeline: new codebooks for a catalogue that has outgrown the old ones, and the model that speaks them.
 
-New codebooks give every item a new SID, so the model is trained from scratch on the newest window; both are judged
-against the model in production on the same requests and replace it together, or not at all.
+New codebooks give every item a new SID, so the model is trained from scratch on the newest window; codes keep the names
+of those they share most items with, and the run stores what every old SID became. Both are judged against the model in
+production on the same requests and replace it together, or not at all.
 """
 
 from kfp import dsl
@@ -40,7 +41,7 @@ def tokenizer_refresh(on: Profile = LOCAL) -> BaseComponent:
                 )
             ).outputs
             run, old = window["run_id"], window["base"]
-            tokens = on.computing(tokenize(run_id=run, data=window["data"], base="", **recipe))
+            tokens = on.computing(tokenize(run_id=run, data=window["data"], base="", replaces=old, **recipe))
             trained = on.training(pretrain(run_id=run, tokens=tokens.outputs["Output"], base="", **recipe))
             tuned = on.training(align(run_id=run, pretrained=trained.output, **recipe))
             evaluated = on.computing(evaluate(run_id=run, aligned=tuned.output, base=old))

@@ -38,7 +38,7 @@ def training(on: Profile = LOCAL) -> BaseComponent:
             ).outputs
             run, old = data["run_id"], data["base"]
             sids = on.computing(
-                tokenize(run_id=run, data=data["data"], preset=preset, overrides=overrides, base="")
+                tokenize(run_id=run, data=data["data"], preset=preset, overrides=overrides, base="", replaces="")
             ).outputs["Output"]
             base = on.training(pretrain(run_id=run, tokens=sids, preset=preset, overrides=overrides, base=""))
             tuned = on.training(align(run_id=run, pretrained=base.output, preset=preset, overrides=overrides))

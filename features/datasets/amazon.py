@@ -1,10 +1,11 @@
 """Amazon review sequences in the layout of the S3-Rec / TIGER protocol (arXiv 2008.07873, 2305.05065).
 
-``interactions.parquet`` has one row a user (user_id, item_ids, timestamps in seconds, -1 unknown), its lists in the
-published order; ``items.parquet`` has item_id, title and attributes (brand and categories, which become tags). The
-published order is kept although events of one day lie there by ascending ASIN: leave-one-out figures of papers are
-measured on it. A time in the future or before 1990 is as good as none. ``shuffle_ties`` puts each user's events of one
-time into a random order instead. Left out: the ``keywords`` (the title again, cut short), ratings and review texts.
+``interactions.parquet`` has one row a user (user_id, item_ids, timestamps in seconds, -1 unknown; without that column
+all are), its lists in the published order; ``items.parquet`` has item_id, title and attributes (brand and categories,
+which become tags). The published order is kept although events of one day lie there by ascending ASIN: leave-one-out
+figures of papers are measured on it. A time in the future or before 1990 is as good as none. ``shuffle_ties`` puts each
+user's events of one time into a random order instead. Left out: the ``keywords`` (the title again, cut short), ratings
+and review texts.
 """
 
 import html
@@ -25,7 +26,8 @@ EXPECTED = "Amazon sequences: interactions.parquet and items.parquet"
 CHUNK_USERS = 50_000
 
 _LOG, _ITEMS = "interactions.parquet", "items.parquet"
-_LOG_COLUMNS = ("user_id", "item_ids", "timestamps")
+_LOG_COLUMNS = ("user_id", "item_ids")
+_TIMES = "timestamps"
 _ITEM_COLUMNS = ("item_id", "title", "attributes")
 _UNEQUAL = "item_ids and timestamps have not the same length"
 _EMPTY = "user_id or an item id is empty"
@@ -88,12 +90,13 @@ class Amazon:
 
     def chunks(self, scratch: Path, skip: Collection[str] = ()) -> Iterator[Chunk]:
         """See ``dataset.Log``; a row is a user, so each batch of rows is a chunk."""
-        header(self.path / _LOG, _LOG_COLUMNS)
+        timed = _TIMES in header(self.path / _LOG, _LOG_COLUMNS)
         file = pq.ParquetFile(self.path / _LOG)
-        batches = file.iter_batches(batch_size=CHUNK_USERS, columns=list(_LOG_COLUMNS))
+        columns = [*_LOG_COLUMNS, *([_TIMES] if timed else [])]
+        batches = file.iter_batches(batch_size=CHUNK_USERS, columns=columns)
         for number, batch in enumerate(batches):
             if f"users-{number}" not in skip:
-                log, rejected = _split(pa.Table.from_batches([batch]))
+                log, rejected = _split(_timed(pa.Table.from_batches([batch])))
                 yield Chunk(key=f"users-{number}", exposures=self._exposures(log, number), rejected=rejected)
 
     def items(self, seen: Seen) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -133,6 +136,15 @@ def load_amazon(path: Path, *, shuffle_ties: int | None = None) -> Dataset:
     return collect(Amazon(path, shuffle_ties), path)
 
 
+def _timed(log: pa.Table) -> pa.Table:
+    """With a column of unknown times where there is none."""
+    if _TIMES in log.column_names:
+        return log
+    lengths = log["item_ids"].combine_chunks().value_lengths().to_pylist()
+    unknown = [None if length is None else [UNKNOWN_TIME] * length for length in lengths]
+    return log.append_column(_TIMES, pa.array(unknown, pa.list_(pa.int64())))
+
+
 def _split(log: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Rows whose lists can be read side by side, and the others as text with the reason."""
     log = log.combine_chunks()
@@ -143,7 +155,9 @@ def _split(log: pa.Table) -> tuple[pa.Table, pa.Table]:
     nulls[of_item[items.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
     unequal = lengths[0] != lengths[1]
     bad = log.filter(pa.array(nulls | unequal))
-    columns: dict[str, list[str]] = {name: [str(value) for value in bad[name].to_pylist()] for name in _LOG_COLUMNS}
+    columns: dict[str, list[str]] = {
+        name: [str(value) for value in bad[name].to_pylist()] for name in (*_LOG_COLUMNS, _TIMES)
+    }
     columns["file"] = [_LOG] * bad.num_rows
     columns["reason"] = [_UNEQUAL if row else _EMPTY for row in unequal[nulls | unequal]]
     return log.filter(pa.array(~(nulls | unequal))), pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})

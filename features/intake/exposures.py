@@ -27,7 +27,18 @@ from features.schema import EVENTS, EXPOSURE, IMPRESSION, SERVED, conform
 from features.settings import settings
 from features.storage import ObjectMissing, Storage
 
-__all__ = ["ROOT", "Joined", "compact", "consume", "join", "merge", "read", "read_events", "write"]
+__all__ = [
+    "ROOT",
+    "Joined",
+    "compact",
+    "consume",
+    "join",
+    "merge",
+    "read",
+    "read_events",
+    "stored_hours",
+    "write",
+]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +57,9 @@ COUNTS = (
 """What a compaction counts."""
 SLICE_BYTES = 512 * 1024 * 1024
 """Stored events that are joined at once; some six times as much in memory. Every slice reads all of them."""
+
+CLOCKS = timedelta(days=1)
+"""How far into the future an exposure may lie and still be somebody's newest."""
 
 _SKEW = timedelta(hours=1)
 _TRIES = 3
@@ -68,6 +82,20 @@ def read(
     Of large parts only the columns and row groups that are needed are fetched.
     """
     return _again(lambda: _read(storage, start, end, columns))
+
+
+def stored_hours(storage: Storage, now: datetime | None = None) -> tuple[datetime, datetime] | None:
+    """[first, last) of everything stored, whole hours, UTC; None when nothing is.
+
+    A log lives in its own time, but what lies a day or more after ``now`` (default: the clock) beside hours that do not
+    came from clients whose clocks are wrong: one of them must not become everybody's newest day.
+    """
+    hours = sorted({part.hour for part in partitions.parts(storage, ROOT, None, None)})
+    limit = (now or datetime.now(UTC)) + CLOCKS
+    sane = [hour for hour in hours if hour < limit] or hours
+    if len(sane) < len(hours):
+        log.warning("%d hours after %s are left out: clocks that are wrong", len(hours) - len(sane), limit)
+    return (sane[0], sane[-1] + timedelta(hours=1)) if sane else None
 
 
 def consume(storage: Storage, run_id: str, start: datetime, end: datetime) -> list[str]:

@@ -28,8 +28,8 @@ from models.serving.telemetry import Telemetry, request_id_of
 
 BUCKETS = (128, 512)
 LEGALITY_SAMPLES = 64
-LOADING_PATIENCE = 4.0
-"""While a bundle is read and warmed up beside it, calls may wait so many times as long: it is over in seconds."""
+LOADING_PATIENCE = 2.0
+"""While a bundle is read and warmed up beside it, calls may wait so many times as long: it is over in half a second."""
 
 
 class Source(Protocol):

@@ -1,10 +1,10 @@
 """When to fit new codebooks, and how their SIDs relate to the old ones.
 
 Codebooks are frozen between bundles while the catalogue and what is watched move on. ``usage_drift`` measures how
-far: the distribution over codes of two sets of items or exposures, level by level. ``refit`` fits new codebooks and
-then renumbers their codes so that as many items as possible keep their old code (an optimal matching on how many items
-two codes share, distance deciding between equals), which changes no distance and no error: a model that starts from the
-old one's weights finds most of its vocabulary where it was. Both are ours; the papers know no moving catalogue.
+far: the distribution over codes of two sets of items or exposures, level by level. ``refit`` takes new codebooks and
+renumbers their codes so that as many items as possible keep their old code (an optimal matching on how many items two
+codes share, distance deciding between equals), which changes no distance and no error, and says for every item what its
+old SID became. Both are ours; the papers know no moving catalogue. Left out: starting the model from the old weights.
 """
 
 from dataclasses import dataclass
@@ -55,68 +55,75 @@ def appended_drift(before: Catalogue, after: Catalogue) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refit:
-    """New codebooks, the new SIDs of all items, and what became of the old ones."""
+    """New codebooks under the old ones' names, the new SIDs of all items, and what became of the old ones."""
 
     quantizer: ResidualQuantizer
     sids: np.ndarray
     """int32 [n, levels]: the items' new SIDs."""
     mapping: pa.Table
-    """item_id, old_sid, new_sid: one row an item."""
+    """item_id, old_sid, new_sid: one row an item that both catalogues know."""
     kept: dict[str, Any]
-    """``codes``: share of items that keep their code, per level; ``sids``: that keep the whole SID; ``moved``: how far
-    matched centroids of the first level moved, as a share of the mean distance between centroids."""
+    """``codes``: share of these items that keep their code, per level; ``sids``: that keep all of it; ``moved``: how far
+    matched centroids of the first level moved, as a share of the mean distance between centroids, None in another
+    space. Empty when codebooks of another shape replace the old ones: then no name is kept."""
 
 
-def refit(
-    x: np.ndarray,
-    item_ids: list[str],
-    old: ResidualQuantizer,
-    old_sids: np.ndarray,
-    *,
-    balanced: bool = True,
-    unique: bool = True,
-    seed: int = 0,
-) -> Refit:
-    """Codebooks of the same shape fitted to rows ``x`` [n, dim], their codes renumbered to agree with ``old_sids``.
+def refit(fitted: ResidualQuantizer, catalogue: Catalogue, old: ResidualQuantizer, before: Catalogue) -> Refit:
+    """Renames the codes of ``fitted``, which gave ``catalogue`` its SIDs, to agree with ``before``, SIDs from ``old``.
 
-    Raises ValueError when ids, rows and old SIDs differ in number, or the old SIDs in levels.
+    Raises ValueError when the catalogues have no item in common.
     """
-    if not len(item_ids) == len(x) == len(old_sids) or old_sids.shape[1] != old.levels:
+    rows = before.rows(catalogue.item_ids)
+    both = rows >= 0
+    if not both.any():
         raise ValueError(
-            f"{len(item_ids)} ids, {len(x)} rows and old SIDs of shape {old_sids.shape} for {old.levels} levels; "
-            "expected one row and one old SID an item"
+            f"the catalogues of {len(catalogue)} and {len(before)} items have none in common; expected a catalogue "
+            "that goes on from the other"
         )
-    fitted = ResidualQuantizer.fit(x, levels=old.levels, codes=old.codes, balanced=balanced, slack=old.slack, seed=seed)
-    sids = fitted.assign(x, balanced=balanced, unique=unique)
-    quantizer, sids = renumbered(fitted, sids, old, old_sids)
-    mapping = pa.table({"item_id": item_ids, "old_sid": old_sids.tolist(), "new_sid": sids.tolist()})
+    alike = (fitted.levels, fitted.codes) == (old.levels, old.codes)
+    new_sids, old_sids = catalogue.sids[both], before.sids[rows[both]]
+    names = matching(fitted, new_sids, old, old_sids) if alike else []
+    quantizer, sids = renamed(fitted, catalogue.sids, names)
+    ids = [item for item, known in zip(catalogue.item_ids, both, strict=True) if known]
+    mapping = pa.table({"item_id": ids, "old_sid": old_sids.tolist(), "new_sid": sids[both].tolist()})
+    if not alike:
+        return Refit(quantizer=quantizer, sids=sids, mapping=mapping, kept={})
     gap = (
         np.sqrt(((quantizer.codebooks[0] - old.codebooks[0]) ** 2).sum(1)).mean() if _same_space(old, fitted) else None
     )
     typical = np.sqrt(distances(quantizer.codebooks[0], quantizer.codebooks[0])).mean()
     kept = {
-        "codes": (sids == old_sids).mean(0).tolist(),
-        "sids": float((sids == old_sids).all(1).mean()),
+        "codes": (sids[both] == old_sids).mean(0).tolist(),
+        "sids": float((sids[both] == old_sids).all(1).mean()),
         "moved": None if gap is None else float(gap / max(typical, 1e-12)),
     }
     return Refit(quantizer=quantizer, sids=sids, mapping=mapping, kept=kept)
 
 
-def renumbered(
+def matching(
     new: ResidualQuantizer, new_sids: np.ndarray, old: ResidualQuantizer, old_sids: np.ndarray
-) -> tuple[ResidualQuantizer, np.ndarray]:
-    """``new`` and its SIDs with each level's codes renamed to the old codes whose items they share most."""
-    codebooks, sids = new.codebooks.copy(), new_sids.copy()
+) -> list[np.ndarray]:
+    """Of each level, for each new code the old code whose items it shares most; each old code once."""
+    names = []
     for level in range(new.levels):
         shared = np.zeros((new.codes, old.codes))
         np.add.at(shared, (new_sids[:, level], old_sids[:, level]), 1)
         if _same_space(old, new):
             gaps = distances(new.codebooks[level], old.codebooks[level])
             shared = shared - 0.5 * gaps / max(float(gaps.max()), 1e-12)  # below one item: only ever breaks ties
-        _, name = linear_sum_assignment(-shared)
-        codebooks[level][name] = new.codebooks[level]
-        sids[:, level] = name[new_sids[:, level]]
-    return ResidualQuantizer(codebooks, new.slack), sids
+        names.append(linear_sum_assignment(-shared)[1])
+    return names
+
+
+def renamed(
+    quantizer: ResidualQuantizer, sids: np.ndarray, names: list[np.ndarray]
+) -> tuple[ResidualQuantizer, np.ndarray]:
+    """``quantizer`` and its SIDs with code ``c`` of a level called ``names[level][c]``; no distance changes."""
+    codebooks, sids = quantizer.codebooks.copy(), sids.copy()
+    for level, name in enumerate(names):
+        codebooks[level][name] = quantizer.codebooks[level]
+        sids[:, level] = name[sids[:, level]]
+    return ResidualQuantizer(codebooks, quantizer.slack), sids
 
 
 def _same_space(old: ResidualQuantizer, new: ResidualQuantizer) -> bool:

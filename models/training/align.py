@@ -32,6 +32,7 @@ from models.training.data import OWN, Contexts, RunData, hashed
 from models.training.groups import pscore
 from models.training.loop import Loss, fit
 from models.training.on_policy import Alignment, Asked, Logged, Rollouts, Step
+from models.training.parallel import shards
 from models.training.ray import launch
 from models.training.rollout_server import ServerSampler
 from models.training.rollouts import InProcessSampler, Names, Sampler
@@ -119,27 +120,28 @@ class Health:
         self._shop, self._before, self._objective = shop, before[RECALL], objective
         self._guards = before["holdout/targets"] >= shop.config.guard_targets
         self._names = Names(shop.catalogue)
-        objective.health = {RECALL: before[RECALL], "legality": self._legality()}
+        objective.health = {RECALL: before[RECALL], **self._legality()}
 
     def guard(self) -> str | None:
         """Why to stop, or None: a weak reward destroys recall silently."""
         now, limit = self._shop.measure()[RECALL], self._shop.config.guard_drop
-        self._objective.health = {RECALL: now, "legality": self._legality()}
+        self._objective.health = {RECALL: now, **self._legality()}
         if not self._guards or now >= self._before * (1 - limit):
             return None
         return f"held-out recall of the first code fell from {self._before:.4f} to {now:.4f}, by more than {limit:.0%}"
 
     @torch.no_grad()
-    def _legality(self) -> float:
+    def _legality(self) -> dict[str, float]:
         """Share of unconstrained samples that name an item, for the newest requests."""
         shop = self._shop
-        if shop.model.items > 1 or not len(shop.contexts.trainable):
-            return 1.0
+        # Decoding wants the whole weights on each worker.
+        if shards(shop.model, shop.config) or shop.model.items > 1 or not len(shop.contexts.trainable):
+            return {}
         context = shop.contexts.of(shop.contexts.trainable[-LEGALITY_REQUESTS:])
         kv = shop.model.eval().encode(to_tensors(context, shop.catalogue, shop.device))
         generator = torch.Generator(shop.device).manual_seed(shop.config.seed)
         drawn = sample(shop.model, kv, None, LEGALITY_SAMPLES, generator=generator)
-        return float((self._names.rows(drawn.sids.cpu()) >= 0).mean())
+        return {"legality": float((self._names.rows(drawn.sids.cpu()) >= 0).mean())}
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from models.training.checkpoint import LOG
 from models.training.device import rank, world
 from models.training.groups import Judged, Kinds, Reward, judge_groups
 from models.training.loop import Loss, Plan, fit
+from models.training.parallel import sharded
 from models.training.rollouts import Sampler, Samples
 
 COMPARED = 8
@@ -103,6 +104,7 @@ class Alignment:
             raise ValueError("roll-outs are of single items; align a model of sessions on exposures")
         self._model, self._config = model, config
         self._pretrained = copy.deepcopy(model).eval().requires_grad_(False)
+        sharded(self._pretrained, config)
         self._stream = _Stream(model, self._pretrained, config, rollouts) if rollouts is not None else None
         self.health: dict[str, float] = {}
 

@@ -29,18 +29,30 @@ def distributed(model: nn.Module, config: FitConfig) -> nn.Module:
     device = next(model.parameters()).device.type
     if config.compile and device != "cuda":
         raise ValueError(f"compile needs CUDA, and this worker computes on {device}; set compile to false")
-    if world() > 1 and (config.parallel == "fsdp" or (config.parallel == "auto" and device == "cuda")):
-        mesh = init_device_mesh(device, (world(),))
-        for block in model.blocks if isinstance(model, Generator) else ():
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    elif world() > 1:
+    if not sharded(model, config) and world() > 1:
         from ray.train.torch import prepare_model
 
         model = prepare_model(model)
     if config.compile:
         model.compile()
     return model
+
+
+def shards(model: nn.Module, config: FitConfig) -> bool:
+    """Whether it is configured that ``model`` is sharded over the workers."""
+    device = next(model.parameters()).device.type
+    return world() > 1 and (config.parallel == "fsdp" or (config.parallel == "auto" and device == "cuda"))
+
+
+def sharded(model: nn.Module, config: FitConfig) -> bool:
+    """Shards ``model`` when it is so configured, and says whether."""
+    if not shards(model, config):
+        return False
+    mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
+    for block in model.blocks if isinstance(model, Generator) else ():
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return True
 
 
 @contextmanager

@@ -3,19 +3,22 @@
 The trainer sends the contexts it trains on, in the form that a predictor reads (docs/serving.md), so both sides compute
 the same probabilities; no feature store is asked. Weights go out as a safetensors file every N steps under a name that
 says the step, so every answer tells how stale it is (OneRec technical report, arXiv 2506.13695, 3.3). A server that was
-restarted begins with its bundle's weights: it gets the last push again before a sample of it is used. While the server
-is away the trainer waits, with growing pauses and not for ever. Left out: several servers behind one address (a push
-reaches one of them), gRPC.
+restarted begins with its bundle's weights: it gets the last push again before a sample of it is used. A name that
+stands for several addresses (a headless service) is several servers: all get the weights and share the requests. While
+nobody answers the trainer waits, with growing pauses and not for ever. Left out: gRPC.
 """
 
 import hashlib
 import logging
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -53,9 +56,9 @@ class RolloutsRefused(RuntimeError):
 
 
 class ServerSampler:
-    """A ``Sampler`` on the server at ``url``; ``token`` is the administrator's, who may push weights.
+    """A ``Sampler`` on the servers at ``url``; ``token`` is the administrator's, who may push weights.
 
-    ``patience_s`` is how long a server that is away is waited for; ``client`` replaces the connection in tests.
+    ``patience_s`` is how long servers that are away are waited for; ``connect`` opens a connection to an address.
     """
 
     def __init__(
@@ -68,14 +71,15 @@ class ServerSampler:
         every: int = 1000,
         name: str = "onerec",
         patience_s: float = 300.0,
-        client: httpx.Client | None = None,
+        connect: Callable[[str], httpx.Client] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; weights are pushed every 1 step or more")
         self.config = config or DrawConfig()
         self._url, self._name, self._every, self._patience_s = url, name, every, patience_s
         self._headers = {"authorization": f"Bearer {token}"}
-        self._client = client or httpx.Client(base_url=url, timeout=TIMEOUT_S)
+        self._connect = connect or (lambda address: httpx.Client(base_url=address, timeout=TIMEOUT_S))
+        self._clients: dict[str, httpx.Client] = {}
         self._names = Names(catalogue)
         self._run = uuid.uuid4().hex[:8]
         self._folder = tempfile.TemporaryDirectory(prefix="onerec-push-")
@@ -88,9 +92,10 @@ class ServerSampler:
             return False
         state = {name: whole(value).contiguous() for name, value in model.state_dict().items()}
         self._push, self._pushed_at = self._push + 1, step
+        save_file(state, self._file)  # on every worker: each may meet a server that was restarted
         if rank() == 0:
-            save_file(state, self._file)
-            self._send()
+            for address in self._addresses():
+                self._send(address)
         barrier()
         return True
 
@@ -101,12 +106,16 @@ class ServerSampler:
         if count < 1 or (mode == "beam" and count > MOST_BEAMS):
             raise ValueError(f"{count} answers of mode {mode!r}: a server returns 1 to {MOST_BEAMS} of a beam search")
         started = time.perf_counter()
-        starts = range(0, len(context), USERS_A_CALL)
-        parts = [
-            self._ask(context.take(slice(start, start + USERS_A_CALL)), self._parameters(count, seed + start, mode))
-            for start in starts
-        ]
-        tokens, log_probs = (self._stacked([part[place] for part in parts], count) for place in (0, 1))
+        starts, addresses = range(0, len(context), USERS_A_CALL), self._addresses()
+
+        def part(start: int) -> tuple[np.ndarray, np.ndarray]:
+            chosen = self._parameters(count, seed + start, mode)
+            turn = start // USERS_A_CALL % len(addresses)
+            return self._ask(context.take(slice(start, start + USERS_A_CALL)), chosen, addresses[turn])
+
+        with ThreadPoolExecutor(len(addresses)) as threads:
+            parts = list(threads.map(part, starts))
+        tokens, log_probs = (self._stacked([each[place] for each in parts], count) for place in (0, 1))
         tokens_BGL = torch.from_numpy(np.nan_to_num(tokens, nan=-1)).long()
         return Samples(
             tokens=tokens_BGL,
@@ -118,8 +127,9 @@ class ServerSampler:
         )
 
     def close(self) -> None:
-        """Closes the connection and removes the pushed file."""
-        self._client.close()
+        """Closes the connections and removes the pushed file."""
+        for client in self._clients.values():
+            client.close()
         self._folder.cleanup()
 
     @property
@@ -131,16 +141,32 @@ class ServerSampler:
     def _file(self) -> Path:
         return Path(self._folder.name, "weights.safetensors")
 
-    def _send(self) -> None:
+    def _addresses(self) -> list[str]:
+        """Where the servers are now; a name that cannot be resolved is left to whoever connects to it."""
+        parts = urlsplit(self._url)
+        if parts.scheme != "http" or parts.hostname is None:
+            return [self._url]
+        try:
+            hosts = socket.gethostbyname_ex(parts.hostname)[2]
+        except OSError:
+            return [self._url]
+        return sorted(f"http://{host}:{parts.port or 80}" for host in hosts)
+
+    def _client(self, address: str) -> httpx.Client:
+        if address not in self._clients:
+            self._clients[address] = self._connect(address)
+        return self._clients[address]
+
+    def _send(self, address: str) -> None:
         with self._file.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         headers = {**self._headers, "x-onerec-version": self.version, "x-onerec-sha256": digest}
 
-        def send() -> httpx.Response:
+        def send(to: httpx.Client) -> httpx.Response:
             with self._file.open("rb") as file:
-                return self._client.post(f"/onerec/models/{self._name}/weights", content=file, headers=headers)
+                return to.post(f"/onerec/models/{self._name}/weights", content=file, headers=headers)
 
-        self._insist(send, "a push of weights")
+        self._insist(send, address, "a push of weights")
 
     def _parameters(self, count: int, seed: int, mode: Mode) -> dict[str, Any]:
         chosen: dict[str, Any] = {"mode": mode, "exclude_seen": self.config.exclude_seen}
@@ -149,51 +175,64 @@ class ServerSampler:
         drawn = {"num_samples": count, "seed": seed, "temperature": self.config.temperature}
         return {**chosen, **drawn, "constrained": self.config.constrained}
 
-    def _ask(self, context: Context, parameters: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _ask(self, context: Context, parameters: dict[str, Any], address: str) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, log_probs) float64 [b, n, L] of the weights pushed last, NaN where a request got fewer."""
         timeout = {"timeout_ms": int(1000 * TIMEOUT_S)}
         body = {"inputs": inputs_of(context, self._names.catalogue), "parameters": {**parameters, **timeout}}
         path, deadline = f"/v2/models/{self._name}/infer", time.monotonic() + self._patience_s
         while True:
-            answer = self._insist(lambda: self._client.post(path, json=body), "roll-outs").json()
-            about = answer["parameters"]
-            if about["model_version"] == self.version:
-                return _arrays(answer)
-            log.warning("the roll-out server has weights %s, not ours (%s)", about["model_version"], self.version)
+            answer, address = self._insist(lambda to: to.post(path, json=body), address, "roll-outs")
+            found = answer.json()
+            version = found["parameters"]["model_version"]
+            if version == self.version:
+                return _arrays(found)
+            log.warning("the roll-out server at %s has weights %s, not ours (%s)", address, version, self.version)
             if time.monotonic() > deadline:
                 raise RolloutsUnavailable(
-                    f"the roll-out server at {self._url} keeps answering with weights {about['model_version']!r}, not "
+                    f"the roll-out server at {address} keeps answering with weights {version!r}, not "
                     f"{self.version!r}; give every trainer a server of its own"
                 )
-            if rank() == 0:
-                self._send()
-            time.sleep(PAUSES_S[0])
+            self._send(address)
 
-    def _insist(self, send: Callable[[], httpx.Response], what: str) -> httpx.Response:
-        """The answer to ``send``, tried again with growing pauses while nobody answers."""
+    def _insist(
+        self, send: Callable[[httpx.Client], httpx.Response], address: str, what: str
+    ) -> tuple[httpx.Response, str]:
+        """The answer to ``send`` and who gave it: ``address``, or another server when that one is away.
+
+        Tried again with growing pauses while nobody answers.
+        """
         deadline, pause = time.monotonic() + self._patience_s, PAUSES_S[0]
         while True:
             try:
-                answer = send()
-                said = _said(answer)
+                answer = send(self._client(address))
             except httpx.TransportError as error:
-                answer, said = None, f"{type(error).__name__}: {error}"
-            if answer is not None and answer.status_code < 400:
-                return answer
-            if answer is not None and answer.status_code not in AWAY:
-                raise RolloutsRefused(
-                    f"the roll-out server at {self._url} refused {what} ({said}); start it with `python -m "
-                    "models.serving --role rollout --model onerec=VERSION` on the bundle trained from, and give both "
-                    "sides the same ONEREC_ADMIN_TOKEN"
-                )
+                said = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status_code < 400:
+                    return answer, address
+                said = _said(answer)
+                if answer.status_code not in AWAY:
+                    raise self._refused(address, what, said)
             if time.monotonic() + pause > deadline:
                 raise RolloutsUnavailable(
-                    f"the roll-out server at {self._url} did not give {what} for {self._patience_s:g} s ({said}); the "
+                    f"the roll-out server at {address} did not give {what} for {self._patience_s:g} s ({said}); the "
                     "last good checkpoint is kept: see that the server runs, then start this again and it resumes"
                 )
-            log.warning("waiting for %s from %s (%s)", what, self._url, said)
+            log.warning("waiting for %s from %s (%s)", what, address, said)
             time.sleep(pause)
-            pause = min(2 * pause, PAUSES_S[1])
+            pause, address = min(2 * pause, PAUSES_S[1]), self._next(address)
+
+    def _next(self, address: str) -> str:
+        """The server after ``address`` among those there are now."""
+        known = self._addresses()
+        return next((each for each in known if each > address), known[0])
+
+    def _refused(self, address: str, what: str, said: str) -> RolloutsRefused:
+        return RolloutsRefused(
+            f"the roll-out server at {address} refused {what} ({said}); start it with `python -m models.serving --role "
+            "rollout --model onerec=VERSION` on the bundle trained from, and give both sides the same "
+            "ONEREC_ADMIN_TOKEN"
+        )
 
     def _stacked(self, parts: list[np.ndarray], count: int) -> np.ndarray:
         """All requests, exactly ``count`` answers each."""
@@ -228,17 +267,19 @@ def inputs_of(context: Context, catalogue: Catalogue) -> list[dict[str, Any]]:
 
 
 def _arrays(answer: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    outputs = {each["name"]: np.array(each["data"], np.float64).reshape(each["shape"]) for each in answer["outputs"]
-               if each["name"] in ("sids", "log_probs")}  # fmt: skip
+    given = {each["name"]: each for each in answer["outputs"]}
     counts = np.array([int(count) for count in answer["parameters"]["counts"].split(",")])
-    absent = np.arange(outputs["sids"].shape[1]) >= counts[:, None]
-    return tuple(np.where(absent[..., None], np.nan, outputs[name]) for name in ("sids", "log_probs"))  # type: ignore[return-value]
+
+    def output(name: str) -> np.ndarray:
+        found = np.array(given[name]["data"], np.float64).reshape(given[name]["shape"])
+        absent = np.arange(found.shape[1]) >= counts[:, None]
+        return np.where(absent[..., None], np.nan, found)
+
+    return output("sids"), output("log_probs")
 
 
 def _said(answer: httpx.Response) -> str:
     """What the server says went wrong."""
-    if answer.status_code < 400:
-        return ""
     try:
         return f"{answer.status_code}: {answer.json()['error']}"
     except (ValueError, KeyError, TypeError):

@@ -272,7 +272,10 @@ def _intake() -> list[Panel]:
         Panel(
             title="Log on disk",
             about="Bytes a step still needs; at the budget new events are refused.",
-            queries=[("sum by (step) (onerec_collector_wal_bytes)", "{{step}}")],
+            queries=[
+                ("sum by (step) (onerec_collector_wal_bytes)", "{{step}}"),
+                ("sum(onerec_collector_wal_budget_bytes)", "budget"),
+            ],
             unit="bytes",
         ),
         Panel(
@@ -322,6 +325,7 @@ def drift() -> Any:
     now = [
         number("Drift", "1: a deciding column is over its threshold.", 'onerec_drift_verdict{verdict="drift"}'),
         number("Not enough data", "1: no verdict was possible.", 'onerec_drift_verdict{verdict="insufficient data"}'),
+        number("Data gate", "1: the newest window may be trained on.", "onerec_data_gate_passed"),
         number("Exposures compared", "", 'onerec_drift_rows{window="current"}'),
         number("Age of the verdict", "", age('onerec_stage_finished_timestamp_seconds{stage="drift"}'), "s"),
     ]

@@ -1,5 +1,6 @@
 """The protocol, the rival and the whole command on a small data set with a rule that can be learned."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks import quality, sasrec
 from benchmarks.leave_one_out import Histories, accuracy
-from benchmarks.protocol import DAY_MS, leave_one_out, time_split
+from benchmarks.protocol import DAY_MS, Split, leave_one_out, time_split
 from benchmarks.quality_data import COLD, kinds, targets
+from benchmarks.quality_generator import PATIENCE, Examples, Recipe, train
 from benchmarks.quality_models import MODELS, Question
 from benchmarks.sasrec import SASRecConfig
 from features.datasets import load
+from models.generator import Generator
+from models.onerec_session import SessionConfig
 from models.tokenizer.vocabulary import Catalogue
 
 ITEMS, USERS, LENGTH = 30, 60, 8
@@ -24,11 +29,11 @@ START_S = 1_400_000_000
 
 
 def write(path: Path, rows: list[list[int]], seconds: list[list[int]], titles: list[str | None]) -> Path:
-    """Amazon's layout: of every user the items and times, of every item the title."""
+    """Amazon's layout: of every user the items and times (no column when all are 0), of every item the title."""
     log = {
         "user_id": [f"u{user}" for user in range(len(rows))],
         "item_ids": [[f"i{row}" for row in each] for each in rows],
-        "timestamps": seconds,
+        **({"timestamps": seconds} if any(map(any, seconds)) else {}),
     }
     pq.write_table(pa.table(log), path / "interactions.parquet")
     items = {
@@ -131,11 +136,78 @@ def test_unknown_models_orders_and_dates_are_refused(folder: Path) -> None:
         assert text in result.output
 
 
+def trained(
+    split: Split, catalogue: Catalogue, values: list[float], output: Path
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A model whose validation says ``values``, epoch by epoch, NaN to be killed: its head, and that of every epoch."""
+    base = Recipe()
+    small = replace(base.model, d_model=32, embed=8, heads=2, kv_groups=2, layers=1)
+    recipe = replace(base, model=small, training=replace(base.training, epochs=len(values), warmup_steps=1))
+    heads: list[torch.Tensor] = []
+    left = iter(values)
+
+    def judge(model: Generator) -> float:
+        value = next(left)
+        if np.isnan(value):
+            raise KeyboardInterrupt
+        heads.append(next(model.parameters()).detach().clone())
+        return value
+
+    codebooks = np.random.default_rng(0).normal(size=(catalogue.levels, catalogue.codes, 8)).astype(np.float32)
+    model, _ = train(split, catalogue, codebooks, recipe, output, judge)
+    return next(model.parameters()).detach(), heads
+
+
+def test_training_ends_with_the_weights_that_validation_likes_best(
+    folder: Path, histories: Histories, tmp_path: Path
+) -> None:
+    items = load(folder).items
+    sids = np.stack([np.arange(ITEMS) // 6, np.arange(ITEMS) % 6], 1).astype(np.int32)
+    catalogue = Catalogue.from_items(items, sids=sids, codes=6, popularity=np.zeros(ITEMS))
+    split, values = leave_one_out(histories), [0.1, 0.3, 0.2, 0.25, 0.2, 0.9]
+    best, heads = trained(split, catalogue, values, tmp_path / "whole")
+    assert len(heads) == 2 + PATIENCE
+    assert torch.equal(best, heads[1])
+    assert not torch.equal(best, heads[-1])
+    with pytest.raises(KeyboardInterrupt):
+        trained(split, catalogue, [0.1, 0.3, 0.2, float("nan"), 0.2, 0.9], tmp_path / "killed")
+    resumed, _ = trained(split, catalogue, [0.25, 0.2, 0.1, 0.1, 0.1, 0.1], tmp_path / "killed")
+    assert torch.equal(resumed, best)
+
+
+@pytest.mark.parametrize("kind", ["v1", "session", "tiger"])
+def test_other_architectures_are_fitted_and_rank_unseen_items(kind: str, folder: Path, tmp_path: Path) -> None:
+    question = Question(dataset=load(folder), seed=0, shuffled=False, since=None, quick=True)
+    ranked = MODELS[kind].fit(question, tmp_path / "run", lambda _: None).rank(question.split.test)
+    for row, position in enumerate(question.split.test):
+        assert not set(ranked[row]) & set(question.split.histories.seen(int(position)))
+    assert ranked.shape == (USERS, 50)
+    assert (ranked[:, :10] >= 0).all()
+
+
+def test_a_session_holds_the_next_interactions_that_may_be_learned_from(histories: Histories) -> None:
+    n = np.arange(ITEMS)
+    items = pa.table({"item_id": [f"i{row}" for row in n], "duration_ms": [0] * ITEMS})
+    catalogue = Catalogue.from_items(items, sids=n[:, None].astype(np.int32), codes=ITEMS, popularity=np.zeros(ITEMS))
+    split = leave_one_out(histories)
+    recipe = replace(Recipe(), model=SessionConfig(items=5))
+    batch = Examples(split, catalogue, recipe)(0)
+    assert (batch.targets[:, 0] >= 0).all()
+    hidden = {int(position) for position in np.r_[split.validation, split.test]}
+    for row in batch.targets[..., 0].tolist():
+        real = [code for code in row if code >= 0]
+        assert row == real + [-1] * (5 - len(real))
+        assert all((b - a) % ITEMS == 1 for a, b in itertools.pairwise(real))
+    longest = (batch.targets[..., 0] >= 0).sum(1)
+    assert sorted(set(longest.tolist())) == list(range(1, min(5, LENGTH - 3) + 1))
+    assert hidden.isdisjoint(split.training)
+
+
 def lacking(path: Path, seconds: int) -> Path:
     """Eight users of the walk, two of two items; the last of user 0 is an item nobody else takes; titles are gone."""
     rows = [walk(user) for user in range(8)] + [walk(8, 2), walk(9, 2)]
     rows[0][-1] = ITEMS
-    times = [[seconds + step * 86_400 if seconds > 0 else -1 for step in range(len(each))] for each in rows]
+    times = [[seconds + step * 86_400 if seconds > 0 else seconds for step in range(len(each))] for each in rows]
     return write(path, rows, times, [None if row % 2 else " " for row in range(ITEMS + 1)])
 
 
@@ -155,7 +227,7 @@ def test_what_the_data_lack_is_said_and_does_not_stop_the_run(tmp_path: Path) ->
 
 
 def test_the_recipe_names_items_without_titles_and_times(tmp_path: Path) -> None:
-    data = load(lacking(tmp_path, seconds=-1))
+    data = load(lacking(tmp_path, seconds=0))
     question = Question(dataset=data, seed=0, shuffled=False, since=None, quick=True)
     fitted = MODELS["v2"].fit(question, tmp_path / "run", lambda _: None)
     ranked = fitted.rank(question.split.test)

@@ -65,7 +65,7 @@ def store_data(s3: Storage, run_id: str, count: int) -> str:
 def test_tokenize_stores_sids_and_hands_out_metrics_and_card(s3: Storage, tmp_path: Path) -> None:
     data = store_data(s3, "r1", 40)
     metrics, card = Metrics(), SimpleNamespace(path=str(tmp_path / "card.html"))
-    asked = {"run_id": "r1", "data": data, "preset": "tiny", "overrides": OVERRIDES, "base": ""}
+    asked = {"run_id": "r1", "data": data, "preset": "tiny", "overrides": OVERRIDES, "base": "", "replaces": ""}
     digest = tokenize.python_func(**asked, metrics=metrics, card=card)
     assert {"perplexity/level1", "utilisation/level3", "unique_sid_share", "mse", "alignment/loss"} <= set(metrics)
     assert all(isinstance(value, float) for value in metrics.values())
@@ -81,7 +81,7 @@ def test_tokenize_stores_sids_and_hands_out_metrics_and_card(s3: Storage, tmp_pa
 @pytest.mark.usefixtures("environment")
 def test_with_a_base_new_items_are_appended(s3: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(path=str(tmp_path / "card.html"))
-    asked = {"preset": "tiny", "overrides": OVERRIDES, "metrics": Metrics(), "card": card}
+    asked = {"preset": "tiny", "overrides": OVERRIDES, "replaces": "", "metrics": Metrics(), "card": card}
     tokenize.python_func(run_id="r1", data=store_data(s3, "r1", 40), base="", **asked)
     first = Run(s3, "r1").fetch("tokenizer", tmp_path / "first")
     base = SimpleNamespace(tokenizer=Tokenizer.load(first / "tokenizer.safetensors"), catalogue=read_tokens(first))
@@ -93,3 +93,32 @@ def test_with_a_base_new_items_are_appended(s3: Storage, tmp_path: Path, monkeyp
     assert (longer.sids[:40] == base.catalogue.sids).all()
     assert (first / "tokenizer.safetensors").read_bytes() == (second / "tokenizer.safetensors").read_bytes()
     assert (second / "card.html").exists()
+
+
+@pytest.mark.usefixtures("environment")
+def test_new_codebooks_keep_the_names_of_those_they_replace(
+    s3: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(path=str(tmp_path / "card.html"))
+    asked = {"preset": "tiny", "base": "", "card": card}
+    tokenize.python_func(
+        run_id="r1", data=store_data(s3, "r1", 40), overrides=OVERRIDES, replaces="", metrics=Metrics(), **asked
+    )
+    first = Run(s3, "r1").fetch("tokenizer", tmp_path / "first")
+    old = SimpleNamespace(tokenizer=Tokenizer.load(first / "tokenizer.safetensors"), catalogue=read_tokens(first))
+    monkeypatch.setattr("models.stages.open_bundle", lambda version: old)
+    other = json.dumps(json.loads(OVERRIDES) | {"tokenizer.seed": 7})
+    shares = {}
+    for run_id, replaces in (("r2", ""), ("r3", "v1")):
+        metrics, data = Metrics(), store_data(s3, run_id, 46)
+        tokenize.python_func(run_id=run_id, data=data, overrides=other, replaces=replaces, metrics=metrics, **asked)
+        made = Run(s3, run_id).fetch("tokenizer", tmp_path / run_id)
+        catalogue = read_tokens(made)
+        shares[run_id] = (catalogue.sids[:40, 0] == old.catalogue.sids[:, 0]).mean()
+        assert catalogue.codebook == Tokenizer.load(made / "tokenizer.safetensors").quantizer.version
+    assert shares["r3"] > shares["r2"]
+    assert metrics["kept/codes/level1"] == pytest.approx(shares["r3"])
+    mapping = pq.read_table(made / "sid_mapping.parquet").to_pydict()
+    assert mapping["item_id"] == old.catalogue.item_ids
+    assert mapping["old_sid"] == old.catalogue.sids.tolist()
+    assert mapping["new_sid"] == catalogue.sids[:40].tolist()

@@ -58,7 +58,7 @@ def nobody_meets_it(storage: Storage, production: str | None) -> bool:
 
 def test_what_was_not_blessed_is_refused_with_the_reason(evaluate: Evaluate) -> None:
     evaluate("r", 0, blessed=False)
-    with pytest.raises(NotBlessed, match="recall@50 = 0, must be >= 0.01"):
+    with pytest.raises(NotBlessed, match=r"recall@50 = 0, must be >= 0\.01"):
         publish("r")
     assert nobody_meets_it(connect(), None)
     assert list_versions(connect()) == []

@@ -72,6 +72,19 @@ def test_everything_that_is_stored(s3: Storage, prepared: list[tuple[str, ...]])
 
 
 @pytest.mark.usefixtures("environment")
+def test_one_clock_that_is_wrong_is_not_everybodys_newest_day(s3: Storage) -> None:
+    """Unless the whole log lies there: a replayed or invented one has a time of its own."""
+    store(s3, "2026-01-10T05", "2026-01-11T07", "2031-07-01T00")
+    now = datetime(2026, 1, 11, 8, tzinfo=UTC)
+    assert exposure_store.stored_hours(s3, now) == (datetime(2026, 1, 10, 5, tzinfo=UTC), now)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    assert exposure_store.stored_hours(s3, past) == (
+        datetime(2026, 1, 10, 5, tzinfo=UTC),
+        datetime(2031, 7, 1, 1, tzinfo=UTC),
+    )
+
+
+@pytest.mark.usefixtures("environment")
 def test_nothing_to_choose_from(s3: Storage) -> None:
     with pytest.raises(EmptyWindow, match="ingest a log first"):
         prepare_all("r1", start="", end="")

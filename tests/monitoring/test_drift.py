@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from features.schema import EXPOSURE, FLAGS, ITEM, conform
 from features.settings import settings
 from monitoring import drift
 from monitoring.drift import DRIFT, INSUFFICIENT, STABLE, comparable, measure
+from monitoring.validation import POSITIVE
 
 TAGS = ("music", "sport", "food", "travel")
 ITEMS = conform(
@@ -33,7 +34,7 @@ ITEMS = conform(
 
 
 def exposures(
-    n: int, *, seed: int, play: float = 0.5, favourite: int | None = None, source: str = "onerec"
+    n: int, *, seed: int, play: float = 0.5, favourite: int | None = None, source: str = "onerec", codes: int = 8
 ) -> pa.Table:
     rng = np.random.default_rng(seed)
     item = rng.integers(0, 40, n)
@@ -44,7 +45,7 @@ def exposures(
         "request_id": [f"r{i // 8}" for i in range(n)],
         "user_id": [f"u{i % 50}" for i in range(n)],
         "item_id": [f"i{i}" for i in item],
-        "sid": [[int(i) % 8, 0, 0] for i in item],
+        "sid": [[int(i) % codes, 0, 0] for i in item],
         "position": [0] * n,
         "event_time": [datetime(2026, 1, 1, tzinfo=UTC)] * n,
         "source": [source] * n,
@@ -72,6 +73,59 @@ def test_other_tastes_at_equal_play_are_drift() -> None:
     report = measure(exposures(4000, seed=1, favourite=0), exposures(3000, seed=2, favourite=1), ITEMS)
     assert report.columns["engaged_tag"]["drifted"]
     assert not report.columns["play_ratio"]["drifted"]
+
+
+def test_exposures_features_predictions_and_reward_are_all_measured() -> None:
+    before, reference, current = (exposures(n, seed=seed) for seed, n in enumerate((500, 2000, 1500)))
+    uploaded = pa.array([datetime(2025, 12, 1, tzinfo=UTC)] * ITEMS.num_rows, pa.timestamp("ms", "UTC"))
+    items = ITEMS.set_column(ITEMS.schema.get_field_index("upload_time"), "upload_time", uploaded)
+    report = measure(reference, current, items, before=before)
+    assert set(report.columns) == {column.name for column in drift.COLUMNS}
+    assert report.verdict == STABLE
+    assert report.validation.passed
+    assert sum(report.rows_by_hour.values()) == 1500
+
+
+@pytest.mark.parametrize("flag", ["click", "forward", "dislike"])
+def test_a_feedback_rate_that_jumps_is_drift_and_named(flag: str) -> None:
+    current = exposures(3000, seed=2)
+    often = pa.array(np.random.default_rng(0).random(3000) < 0.15)
+    current = current.set_column(current.schema.get_field_index(flag), current.schema.field(flag), often)
+    report = measure(exposures(4000, seed=1), current, ITEMS)
+    assert report.verdict == DRIFT
+    assert flag in report.reason
+
+
+def test_codes_of_every_level_are_compared() -> None:
+    report = measure(exposures(4000, seed=1), exposures(3000, seed=2, codes=4), ITEMS)
+    assert report.columns["sid_1"]["drifted"]
+    assert not report.columns["sid_2"]["drifted"]
+    assert report.verdict == STABLE, "predictions are shown and do not decide"
+
+
+def test_the_reward_is_of_the_longest_watched_quarter_and_against_dislikes() -> None:
+    frame = drift.frame(exposures(4000, seed=1), ITEMS)
+    reward = drift.rewarded(frame, frame)
+    disliked = frame["dislike"].to_numpy() > 0
+    assert (reward[disliked] == -1).all()
+    assert np.isin(reward[~disliked], (0, 1)).all()
+    assert (reward[~disliked] == 1).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_contexts_count_what_came_earlier_and_nothing_else() -> None:
+    table = exposures(300, seed=4).take(pa.array(np.random.default_rng(1).permutation(300)))
+    times = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=int(s)) for s in range(300)]
+    table = table.set_column(table.schema.get_field_index("event_time"), table.schema.field("event_time"), [times])
+    found, rows = drift.contexts(table), table.to_pylist()
+    for i, row in enumerate(rows):
+        earlier = [r for r in rows if r["user_id"] == row["user_id"] and r["event_time"] < row["event_time"]]
+        assert found["history_views"][i] == len(earlier)
+        if earlier:
+            liked = [r["long_view"] or r["play_ms"] >= 18_000 or any(r[f] for f in POSITIVE) for r in earlier]
+            kept = [each and not r["dislike"] for each, r in zip(liked, earlier, strict=True)]
+            assert found["history_positive"][i] == pytest.approx(np.mean(kept))
+        else:
+            assert np.isnan(found["history_positive"][i])
 
 
 @pytest.mark.parametrize("rows", [0, 3, 400])

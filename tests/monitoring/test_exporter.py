@@ -24,6 +24,7 @@ DRIFT = {
     "verdict": "drift",
     "rows_current": 900,
     "rows_reference": 1800,
+    "validation": {"passed": False, "failed": ["bot_share = 0.2"]},
     "columns": {"play_ratio": {"score": 0.2, "threshold": 0.1, "decides": True}},
 }
 
@@ -70,6 +71,7 @@ def test_a_published_run_is_told_with_names_and_labels_of_the_list(s3: Storage) 
     assert told["onerec_stage_finished_timestamp_seconds", "data"] > 0
     assert told["onerec_drift_verdict", "drift"] == 1
     assert told["onerec_drift_verdict", "stable"] == 0
+    assert told["onerec_data_gate_passed",] == 0
     assert told["onerec_drift_score", "play_ratio"] == 0.2
     assert told["onerec_drift_threshold", "play_ratio", "yes"] == 0.1
     assert told["onerec_training_loss", "pretrain", "holdout"] == 3.1

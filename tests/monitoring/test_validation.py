@@ -81,6 +81,12 @@ def test_half_a_window_is_no_window() -> None:
     assert validate(before().slice(0, 0), day(150, seed=1)).passed, "with nothing to compare with, volume says nothing"
 
 
+def test_traffic_of_another_source_is_no_measure_of_volume() -> None:
+    others = before()
+    organic = others.set_column(others.schema.get_field_index("source"), "source", pa.array(["organic"] * len(others)))
+    assert validate(organic, day(150, seed=1)).passed
+
+
 def test_nothing_is_judged_without_rows() -> None:
     empty = before().slice(0, 0)
     assert validate(before(), empty).passed

@@ -195,7 +195,9 @@ ONEREC_BUCKET: {{ .Values.objectStore.bucket | quote }}
 ONEREC_REDIS: {{ include "onerec.redis.address" . | quote }}
 ONEREC_COLLECTOR_URL: http://{{ include "onerec.fullname" . }}-collector.{{ .Release.Namespace }}:8000
 ONEREC_SERVER_URL: {{ include "onerec.server.url" . }}
+ONEREC_ROLLOUT_URL: {{ if .Values.rollout.enabled }}http://{{ include "onerec.fullname" . }}-rollout.{{ .Release.Namespace }}:8080{{ else }}""{{ end }}
 ONEREC_EVIDENTLY_URL: {{ if .Values.evidently.enabled }}http://{{ include "onerec.fullname" . }}-evidently.{{ .Release.Namespace }}:8000{{ else }}""{{ end }}
+ONEREC_INFERENCE_SERVICE: {{ if .Values.serving.enabled }}{{ .Release.Namespace }}/{{ include "onerec.fullname" . }}{{ else }}""{{ end }}
 ONEREC_PATHWAYS: {{ .Values.settings.pathways | quote }}
 ONEREC_LATE_HOURS: {{ .Values.settings.lateHours | quote }}
 ONEREC_RETENTION_DAYS: {{ .Values.settings.retentionDays | quote }}

@@ -3,22 +3,29 @@
 import asyncio
 import gc
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from features.histories.context import Context
 from features.storage import Storage
 from models.bundle import publish, set_alias
+from models.pathways import PATHWAYS
 from models.serving.cache import prune
 from models.serving.contexts import Contexts
 from models.serving.predictor import Predictor
 from models.serving.protocol import Options
+from models.serving.recommender import Recommender
 from models.serving.reload import Follower
 
 TIME = datetime(2026, 1, 2, tzinfo=UTC)
@@ -75,6 +82,44 @@ def test_swaps_under_load_fail_nothing_name_one_version_each_and_free_the_old_on
     assert set(seen) == set(versions)
     gc.collect()
     assert [freed() for freed in left] == [None] * len(left)
+
+
+def test_a_new_version_warms_up_on_the_model_s_thread_before_it_serves(
+    s3: Storage, versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = Follower(
+        *("onerec", "production", s3, tmp_path / "cache"), warm_up=(2, 5), thread=ThreadPoolExecutor(1, "model")
+    )
+    ran: list[tuple[str, int, str, str | None]] = []
+    recommend = Recommender.recommend
+
+    def recorded(self: Recommender, context: Context, **options: Any) -> Any:
+        behaviours = sum(int((getattr(context, name).item >= 0).sum()) for name in PATHWAYS)
+        ran.append((self.bundle.version, behaviours, threading.current_thread().name, follower.version))
+        return recommend(self, context, **options)
+
+    monkeypatch.setattr(Recommender, "recommend", recorded)
+    for version, before in ((versions[0], None), (versions[1], versions[0])):
+        ran.clear()
+        set_alias(s3, "production", version)
+        follower.check()
+        assert ran == [(version, behaviours, "model_0", before) for behaviours in (0, 2, 5)]
+        assert follower.version == version
+
+
+def test_a_version_that_cannot_answer_is_refused(
+    s3: Storage, versions: list[str], write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    set_alias(s3, "production", versions[0])
+    follower = Follower("onerec", "production", s3, tmp_path / "cache", thread=ThreadPoolExecutor(1))
+    follower.check()
+    weights = write_bundle(tmp_path / "nan", seed=5) / "model.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights)
+    bad = publish(s3, weights.parent, data_time=TIME)
+    set_alias(s3, "production", bad)
+    follower.check()
+    assert follower.version == versions[0]
+    assert follower.reason.startswith(f"refused {bad}: the model's logits are NaN")
 
 
 def test_old_bundles_leave_the_disk_but_not_those_that_somebody_serves(tmp_path: Path) -> None:

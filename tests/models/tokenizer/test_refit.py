@@ -2,7 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.tokenizer.refit import appended_drift, refit, renumbered, usage_drift
+from features.schema import ITEM, conform
+from models.tokenizer.refit import appended_drift, matching, refit, renamed, usage_drift
 from models.tokenizer.residual import ResidualQuantizer
 from models.tokenizer.vocabulary import Catalogue
 
@@ -61,31 +62,47 @@ def test_sides_that_cannot_be_compared_are_refused() -> None:
 def test_renaming_codes_is_undone_and_changes_no_reconstruction(old: ResidualQuantizer, x: np.ndarray) -> None:
     sids = old.assign(x)
     name = np.random.default_rng(1).permutation(16)
-    books, renamed = old.codebooks.copy(), sids.copy()
+    books, renamed_sids = old.codebooks.copy(), sids.copy()
     for level in range(2):
         books[level][name] = old.codebooks[level]
-        renamed[:, level] = name[sids[:, level]]
-    back, again = renumbered(ResidualQuantizer(books), renamed, old, sids)
+        renamed_sids[:, level] = name[sids[:, level]]
+    shuffled = ResidualQuantizer(books)
+    back, again = renamed(shuffled, renamed_sids, matching(shuffled, renamed_sids, old, sids))
     assert (again == sids).all()
     assert (back.codebooks == old.codebooks).all()
-    assert np.allclose(back.reconstruct(again), ResidualQuantizer(books).reconstruct(renamed))
+    assert np.allclose(back.reconstruct(again), shuffled.reconstruct(renamed_sids))
+
+
+def catalogue_of(ids: list[str], sids: np.ndarray) -> Catalogue:
+    items = conform(pa.table({"item_id": ids, "duration_ms": [1] * len(ids)}), ITEM)
+    return Catalogue.from_items(items, sids=sids, codes=16)
 
 
 def test_a_refit_keeps_more_codes_than_numbering_anew(old: ResidualQuantizer, x: np.ndarray) -> None:
+    """Items that only one catalogue knows take no part in the matching, but get the new names too."""
     sids = old.assign(x, unique=True)
     moved = x + np.random.default_rng(2).normal(size=x.shape).astype(np.float32) * 0.2
     ids = [f"i{k}" for k in range(len(x))]
-    result = refit(moved, ids, old, sids, seed=5)
     anew = ResidualQuantizer.fit(moved, levels=2, codes=16, seed=5)
     careless = anew.assign(moved, unique=True)
+    known = len(x) - 20
+    before = catalogue_of([*ids[:known], "gone"], np.r_[sids[:known], sids[known : known + 1]])
+    result = refit(anew, catalogue_of(ids, careless), old, before)
     assert result.kept["codes"][0] > 0.3 > 2 * (careless[:, 0] == sids[:, 0]).mean()
-    assert result.mapping.column("old_sid").to_pylist() == sids.tolist()
-    assert result.mapping.column("new_sid").to_pylist() == result.sids.tolist()
+    assert result.mapping.column("item_id").to_pylist() == ids[:known]
+    assert result.mapping.column("old_sid").to_pylist() == sids[:known].tolist()
+    assert result.mapping.column("new_sid").to_pylist() == result.sids[:known].tolist()
     assert 0 < result.kept["moved"] < 1
-    assert result.quantizer.version != old.version
+    assert result.quantizer.version not in (old.version, anew.version)
     assert np.array_equal(result.quantizer.reconstruct(result.sids), anew.reconstruct(careless))
 
 
-def test_a_refit_needs_an_old_sid_for_each_item(old: ResidualQuantizer, x: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="one old SID an item"):
-        refit(x, ["a"], old, old.assign(x))
+def test_other_shapes_keep_no_names_and_other_items_are_refused(old: ResidualQuantizer, x: np.ndarray) -> None:
+    sids, ids = old.assign(x), [f"i{k}" for k in range(len(x))]
+    catalogue, strangers = catalogue_of(ids, sids), catalogue_of([f"other{k}" for k in range(len(x))], sids)
+    with pytest.raises(ValueError, match="have none in common"):
+        refit(old, catalogue, old, strangers)
+    smaller = ResidualQuantizer.fit(x, levels=2, codes=8, seed=0)
+    made = refit(smaller, catalogue_of(ids, smaller.assign(x)), old, catalogue)
+    assert (made.quantizer.version, made.kept) == (smaller.version, {})
+    assert made.mapping["new_sid"].to_pylist() == smaller.assign(x).tolist()

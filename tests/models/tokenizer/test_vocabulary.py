@@ -33,6 +33,29 @@ def test_attributes_of_items(catalogue: Catalogue) -> None:
     assert catalogue.rows([]).dtype == np.int32
 
 
+NAMES = st.none() | st.sampled_from(["", "a", "b c", "\N{SNOWMAN}"])
+
+
+@given(st.lists(st.tuples(NAMES, st.none() | st.lists(NAMES.filter(bool), max_size=2), NAMES), max_size=5))
+def test_titles_and_buckets_are_those_of_every_item_by_itself(rows: list[tuple]) -> None:
+    titles, tags, authors = zip(*rows, strict=True) if rows else ((), (), ())
+    ids = [f"i{row}" for row in range(len(rows))]
+    items = pa.table(
+        {
+            "item_id": pa.array(ids, pa.string()),
+            "title": pa.array(titles, pa.string()),
+            "tags": pa.array(tags, pa.list_(pa.string())),
+            "author_id": pa.array(authors, pa.string()),
+            "duration_ms": pa.array([1] * len(ids), pa.int64()),
+        }
+    )
+    found = Catalogue.from_items(items, sids=np.zeros((len(ids), 1), np.int32), codes=1)
+    each = zip(titles, tags, ids, strict=True)
+    assert found.titles == [title or " ".join(names or ()) or item for title, names, item in each]
+    assert found.author.tolist() == [bucket(name or "", AUTHOR_BUCKETS) for name in authors]
+    assert found.tag.tolist() == [bucket(names[0] if names else "", TAG_BUCKETS) for names in tags]
+
+
 @given(st.text())
 def test_bucket_is_stable_and_leaves_zero_to_the_unknown(name: str) -> None:
     assert bucket(name, AUTHOR_BUCKETS) == bucket(name, AUTHOR_BUCKETS)

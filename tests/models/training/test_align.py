@@ -210,7 +210,7 @@ def test_the_configured_server_is_asked_and_waited_for(log, pretrained, reward, 
     services.cache_clear()
     try:
         config = replace(ROLLED, patience_s=0.0)
-        with pytest.raises(RolloutsUnavailable, match="127.0.0.1:9 did not give a push of weights for 0 s"):
+        with pytest.raises(RolloutsUnavailable, match=r"127\.0\.0\.1:9 did not give a push of weights for 0 s"):
             align(log.folder, log.catalogue, config, tmp_path, init=pretrained, reward=reward)
     finally:
         services.cache_clear()

@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 
 from features.runs import folder_digest
 from features.settings import settings
+from models.rewards.reward import save_reward
 from models.tokenizer.tokenizer import TokenizerConfig
+from models.training.align import align
+from models.training.alignment import AlignConfig
 from models.training.loop import TrainingDiverged
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.ray import RayUnavailable, TrainingFailed, check
@@ -95,6 +98,38 @@ def test_two_workers_make_the_same_steps_as_one(log, model_config, tmp_path, add
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert together["holdout/loss"] == pytest.approx(alone["holdout/loss"], rel=1e-4)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+
+
+@pytest.mark.long
+def test_two_workers_roll_out_and_sharding_changes_nothing(log, model_config, random_reward, tmp_path, address) -> None:
+    model = replace(model_config, dropout=0.0)
+    pretrain(log.folder, log.catalogue, model, CONFIG, tmp_path / "init")
+    save_reward(tmp_path / "reward.safetensors", random_reward(log.catalogue))
+    config = AlignConfig(
+        objective="ecpo",
+        signal="hybrid",
+        users_share=1.0,
+        group=8,
+        push_every=4,
+        batch_requests=16,
+        max_steps=4,
+        checkpoint_every=2,
+        weight_decay=0.0,
+        threads=1,
+        log_every=1,
+    )
+    for parallel in ("ddp", "fsdp"):
+        metrics = align(
+            *(log.folder, log.catalogue, replace(config, parallel=parallel), tmp_path / parallel),
+            init=tmp_path / "init",
+            reward=tmp_path,
+            ray_address=address,
+            name=f"align-{parallel}",
+            workers=2,
+        )
+        assert (metrics["step"], metrics["rollouts/staleness"]) == (4, 3)
+    expected, found = weights(tmp_path / "ddp"), weights(tmp_path / "fsdp")
     assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
 
 

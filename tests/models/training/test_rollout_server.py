@@ -66,10 +66,22 @@ class Server:
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_server, "PAUSES_S", (0.001, 0.002))
 
+    def unknown(*_: object) -> None:
+        raise OSError("no such name")
+
+    monkeypatch.setattr(rollout_server.socket, "gethostbyname_ex", unknown)
+
 
 def sampler(log, server: Server, **options) -> ServerSampler:
-    client = httpx.Client(transport=httpx.MockTransport(server), base_url="http://rollouts")
-    return ServerSampler("http://rollouts", "token", log.catalogue, CONFIG.draw, every=2, client=client, **options)
+    return several(log, {"http://rollouts": server}, **options)
+
+
+def several(log, servers: dict[str, Server], **options) -> ServerSampler:
+    def connect(address: str) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(servers[address]), base_url=address)
+
+    url = "http://rollouts:8080" if len(servers) > 1 else "http://rollouts"
+    return ServerSampler(url, "token", log.catalogue, CONFIG.draw, every=2, connect=connect, **options)
 
 
 def unreachable(call: int) -> httpx.Response:
@@ -124,6 +136,26 @@ def test_two_trainers_on_one_server_are_told_apart(log, model_config) -> None:
     contested.advance(model_of(model_config), 0)
     with pytest.raises(RolloutsUnavailable, match="a server of its own"):
         contested.draw(cold_context(1, Limits()), 2, seed=0)
+
+
+def test_a_name_of_several_addresses_is_several_servers(log, model_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are pushed to and share the requests; one that was restarted, or is gone, is made up for."""
+    servers = {f"http://10.0.0.{n}:8080": Server() for n in (1, 2, 3)}
+    hosts = ["10.0.0.3", "10.0.0.1", "10.0.0.2"]
+    monkeypatch.setattr(rollout_server.socket, "gethostbyname_ex", lambda name: (name, [], hosts))
+    monkeypatch.setattr(rollout_server, "USERS_A_CALL", 1)
+    asking = several(log, servers, patience_s=1.0)
+    asking.advance(model_of(model_config), 0)
+    assert [server.pushes for server in servers.values()] == [[asking.version]] * 3
+    context = cold_context(6, Limits())
+    first = asking.draw(context, 4, seed=1)
+    assert [server.calls for server in servers.values()] == [3] * 3
+    one, two, three = servers.values()
+    two.version = "bundle"
+    three.away = unreachable
+    again = asking.draw(context, 4, seed=1)
+    assert torch.equal(first.tokens, again.tokens)
+    assert (len(one.pushes), len(two.pushes), len(three.pushes)) == (1, 2, 1)
 
 
 def align(log, model_config, server: Server, folder: Path) -> dict:
