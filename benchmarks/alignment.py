@@ -38,14 +38,12 @@ CHOSEN = "rsft+ecpo"
 def played(lab: Lab, judge: Judge, arm: Arm, budget: Budget, folder: Path) -> dict[str, Any]:
     """The arm's record; its list is also judged after selection by predicted stay."""
     history = train(lab, arm, budget, folder)
-    model = lab.model(folder)
-    return {**judge.of_model(model), **history, "selected": judge.of_model(model, select=True)}
+    return {**judge.of_model(lab.model(folder), select=True), **history}
 
 
 def of_pretrained(lab: Lab, judge: Judge, _: Path) -> dict[str, Any]:
     """The model before alignment, and what selection alone makes of its beam."""
-    model = lab.model()
-    return {**judge.of_model(model), "selected": judge.of_model(model, select=True)}
+    return judge.of_model(lab.model(), select=True)
 
 
 def of_cascade(lab: Lab, judge: Judge, budget: Budget, _: Path) -> dict[str, Any]:
@@ -87,10 +85,10 @@ def studied(sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
     """The studies, in the world of seed 0."""
     lab = Lab(0, sizes, output)
     judge = Judge(lab)
-    of, long = {**lab.of, "budget": asdict(budget)}, replace(budget, steps=2 * budget.steps)
-    nights = replace(budget, days=10 if budget.days > 1 else 2, steps=max(budget.steps // 2, 2))
+    of = {**lab.of, "budget": asdict(budget)}
+    nights = replace(budget, days=10 if budget.days > 1 else 2, steps=max(budget.steps // 4, 2))
     works: dict[str, Any] = {
-        "legality": lambda _: legality(lab, long),
+        "legality": lambda _: legality(lab, budget),
         "stability": lambda _: stability(lab, judge, budget),
         "rules": lambda _: rules(lab, judge, budget),
         "mixes": lambda folder: mixes(lab, judge, nights, folder),

@@ -2,8 +2,8 @@
 
 Every arm starts from the same pre-trained weights, lives through the same simulated days with the same visitors, and
 makes the same number of steps on the log of the others and its own: OneRec's loop (V1, arXiv 2506.13695, 3.3) in small.
-Roll-outs are judged by predicted stay or by the P-Score; both were learned from logs. After each night the items'
-records are brought up to date; the reward model's weights stay.
+Roll-outs are judged by predicted stay or by the P-Score; both were learned from logs. Each night the items'
+records and the tastes are brought up to date; the reward model's weights stay.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,13 @@ import numpy as np
 
 from benchmarks.alignment_data import write_log
 from benchmarks.alignment_days import OfModel, Town
-from benchmarks.alignment_reward import Stay, stay
+from benchmarks.alignment_reward import organic_stay
+from benchmarks.alignment_taste import taste_of
 from benchmarks.alignment_world import Lab, save_weights
 from models.generator import Generator
 from models.presets import WEIGHTS
 from models.rewards.duration import DurationConfig, duration_aware_advantage
+from models.rewards.reward import RewardModel
 from models.training.align import AlignJob, told_of
 from models.training.alignment import AlignConfig
 from models.training.data import Batches, RunData
@@ -29,6 +31,8 @@ from models.training.on_policy import Asked, Logged, Rollouts, align_on_rollouts
 from models.training.rollouts import InProcessSampler
 from models.training.stage import Workshop
 
+Judging = Callable[[RunData, np.ndarray], Reward]
+"""What rewards roll-outs once the log of a day is known, and whose requests (user ids) may be rolled out."""
 ANCHOR = 8
 """Logged requests of a step."""
 NEWEST = 0.25
@@ -42,12 +46,12 @@ class Budget:
     days: int = 2
     visitors: int = 200
     """People served on a day, at most."""
-    steps: int = 40
+    steps: int = 60
     """Optimizer steps of a night."""
     requests: int = 24
     """Requests rolled out in a step: with eight of them the policy learns what everybody likes before it learns who
     likes what, and serves all the same few videos (44 of them after twelve steps, 121 before)."""
-    group: int = 24
+    group: int = 16
     """Roll-outs of each, from the beam: what is served is what is compared."""
 
 
@@ -62,19 +66,20 @@ class Arm:
     def configured(self, budget: Budget, seed: int) -> AlignConfig:
         """The stage's configuration."""
         common: dict[str, Any] = {
-            "learning_rate": 2e-4, "batch_requests": ANCHOR, "search": "beam", "max_steps": budget.steps, "log_every": 1,
-            "schedule": "constant", "warmup_steps": 5, "checkpoint_every": 10**6, "rollout_requests": budget.requests,
+            "learning_rate": 4e-4, "batch_requests": ANCHOR, "search": "beam", "max_steps": budget.steps,
+            "log_every": 1, "schedule": "constant", "warmup_steps": 5, "checkpoint_every": 10**6,
+            "rollout_requests": budget.requests,
             "group": budget.group, "users_share": 1.0, "push_every": 5, "seed": seed, "threads": 1, **WEIGHTS,
         }  # fmt: skip
         return AlignConfig(**{**common, **self.config})
 
 
 ARMS = (
-    Arm(name="rsft", config={"objective": "rsft"}, reward="none"),
-    Arm(name="rsft+dpo", config={"objective": "dpo", "signal": "rollouts"}),
-    Arm(name="rsft+grpo", config={"objective": "grpo", "signal": "rollouts"}),
     Arm(name="rsft+ecpo", config={"objective": "ecpo", "signal": "rollouts"}),
     Arm(name="rsft+gbpo", config={"objective": "gbpo", "signal": "rollouts"}),
+    Arm(name="rsft", config={"objective": "rsft"}, reward="none"),
+    Arm(name="rsft+grpo", config={"objective": "grpo", "signal": "rollouts"}),
+    Arm(name="rsft+dpo", config={"objective": "dpo", "signal": "rollouts"}),
     Arm(name="feedback", config={"objective": "gbpo", "signal": "exposures"}, reward="none"),
     Arm(name="p-score", config={"objective": "gbpo", "signal": "rollouts"}, reward="pscore"),
     Arm(name="hybrid", config={"objective": "gbpo", "signal": "hybrid"}),
@@ -103,7 +108,7 @@ def train(
 
 
 def align(
-    lab: Lab, arm: Arm, budget: Budget, data: Path, model: Generator, judge: Reward | Stay | None, day: int,
+    lab: Lab, arm: Arm, budget: Budget, data: Path, model: Generator, judge: Judging | None, day: int,
     *, anchored: bool = True,
 ) -> tuple[Generator, list[dict[str, float]]]:  # fmt: skip
     """One night on the log in ``data``: the aligned model, and a record of every step.
@@ -120,9 +125,10 @@ def align(
     rollouts = None
     if judge is not None:
         newest = shop.contexts.trainable[-int(NEWEST * len(shop.contexts.trainable)) :]
+        users = np.array(shop.contexts.requests.users.to_pylist(), object)[shop.contexts.requests.user[newest]]
         rollouts = Rollouts(
             asked=Asked(count=len(newest), of=lambda numbers: shop.contexts.of(newest[numbers])),
-            reward=refreshed(judge, lab, shop.data),
+            reward=judge(shop.data, users),
             sampler=InProcessSampler(shop.model, lab.catalogue, config.draw, every=config.push_every),
             catalogue=lab.catalogue,
             items=lab.dataset.items,
@@ -134,20 +140,25 @@ def align(
     return shop.model.eval(), found["history"]
 
 
-def learned(lab: Lab, arm: Arm) -> Reward | Stay | None:
+def learned(lab: Lab, arm: Arm) -> Judging | None:
     """What judges the arm's roll-outs."""
     if arm.reward == "none":
         return None
-    model = lab.reward()
-    return stay(lab, RunData.load(lab.data), model) if arm.reward == "stay" else pscore(model, lab.catalogue)
+    if arm.reward == "pscore":
+        return lambda data, _: pscore(renewed(lab.reward(), lab, data), lab.catalogue)
+    judge = organic_stay(lab)
+
+    def judging(data: RunData, users: np.ndarray) -> Reward:
+        of_today = replace(judge, reward=renewed(judge.reward, lab, data))
+        return of_today.asked_by(users, taste_of(data, lab.catalogue)[0])
+
+    return judging
 
 
-def refreshed(judge: Reward | Stay, lab: Lab, data: RunData) -> Reward:
-    """The judge with every item's record as ``data`` tells it."""
-    if not isinstance(judge, Stay):
-        return judge
+def renewed(reward: RewardModel, lab: Lab, data: RunData) -> RewardModel:
+    """The reward model with every item's record as ``data`` tells it."""
     everything = Judged(data, lab.catalogue, np.ones(len(data), bool))
-    return replace(judge, reward=replace(judge.reward, numbers=everything.numbers_now()))
+    return replace(reward, numbers=everything.numbers_now())
 
 
 def exposures(shop: Workshop[AlignConfig], config: AlignConfig) -> Callable[[int], Logged]:

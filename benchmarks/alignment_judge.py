@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.alignment_data import write_log
-from benchmarks.alignment_reward import Stay, stay
+from benchmarks.alignment_reward import organic_stay
+from benchmarks.alignment_taste import taste_of
 from benchmarks.alignment_world import BEAM, HOUR_MS, LIST, Lab, best
 from models.cascade import Cascade
 from models.evaluation import accuracy, describe, recommend
@@ -38,13 +38,13 @@ class Judge:
     @cached_property
     def holdout(self) -> Holdout:
         """The held-out users' requests of their last day."""
-        folder = write_log(self.lab.dataset, self.lab.of_users(self.lab.held), self.lab.folder / "held-out")
-        return RunData.load(folder).holdout(self.lab.catalogue)
+        return self._own.holdout(self.lab.catalogue)
 
     @cached_property
-    def judge_of_lists(self) -> Stay:
-        """Predicted stay by the organic log's reward model: what reward selection selects by."""
-        return stay(self.lab, RunData.load(self.lab.data), self.lab.reward())
+    def _own(self) -> RunData:
+        """The held-out users' log."""
+        lab = self.lab
+        return RunData.load(write_log(lab.dataset, lab.of_users(lab.held), lab.folder / "held-out"))
 
     def of_lists(self, lists: Sequence[Sequence[str]]) -> dict[str, Any]:
         """True measures by held-out user, and what kind of items are served."""
@@ -64,13 +64,13 @@ class Judge:
             "duration_s": float(seconds.mean()),
         }
 
-    def of_model(self, model: Generator, *, select: bool = False, judge: Stay | None = None) -> dict[str, Any]:
-        """The same of a model's beam; ``select``: of the whole beam in the order of predicted stay."""
-        recommender = self.lab.recommender(model)
-        lists = self._selected(model, judge or self.judge_of_lists) if select else self.served(model, LIST)
+    def of_model(self, model: Generator, *, select: bool = False) -> dict[str, Any]:
+        """The same of a model's beam; ``select``: beside it, of the whole beam in the order of predicted stay."""
+        recommender, beams = self.lab.recommender(model), self.served(model, BEAM)
         recall = accuracy(recommend(recommender, self.holdout), self.holdout.relevant)["recall@50"]
-        legality = recommender.legality(self.lab.asked)
-        return {**self.of_lists(lists), "recall50": recall.tolist(), "legality": legality}
+        found = self.of_lists([items[:LIST] for items in beams])
+        found |= {"recall50": recall.tolist(), "legality": recommender.legality(self.lab.asked)}
+        return {**found, "selected": self.of_lists(self._selected(beams))} if select else found
 
     def stay_of(self, model: Generator) -> np.ndarray:
         """True seconds of the lists that ``model`` serves, [held]."""
@@ -83,17 +83,18 @@ class Judge:
         )
         return [answer.item_ids for answer in answers]
 
-    def _selected(self, model: Generator, judge: Stay) -> list[list[str]]:
+    def _selected(self, lists: list[list[str]]) -> list[list[str]]:
         chosen, lab = [], self.lab
-        lists = self.served(model, BEAM)
+        organic = organic_stay(lab)
+        own, _ = taste_of(self._own, lab.catalogue, organic.taste.item)
+        judge = organic.asked_by(np.array(lab.held, object), own)
         for start in range(0, len(lists), CHUNK):
             part = lists[start : start + CHUNK]
             rows = np.full((len(part), BEAM), -1)
             for number, items in enumerate(part):
                 rows[number, : len(items)] = lab.catalogue.rows(items)
             context = to_tensors(lab.asked.take(slice(start, start + CHUNK)), lab.catalogue)
-            with torch.no_grad():
-                seconds = np.nan_to_num(judge(context, rows, np.arange(len(part))), nan=-np.inf)
+            seconds = np.nan_to_num(judge(context, rows, start + np.arange(len(part))), nan=-np.inf)
             order = np.argsort(-seconds, axis=1, kind="stable")[:, :LIST]
             chosen += [[items[k] for k in row] for items, row in zip(part, order, strict=True)]
         return chosen

@@ -1,19 +1,21 @@
-"""What roll-outs are rewarded with: predicted stay, the P-Score, or (to see the ceiling) the simulator's truth.
+"""What roll-outs are rewarded with: predicted stay, in seconds.
 
-Predicted stay turns the P-Score's ``watch`` tower, a quantile among views of like duration, into seconds: the logit is
-mapped to the normal score of the quantile by a regression on logged views, and seconds are the mean of the duration
+A view's play time, as a normal score among views of like duration, is predicted by a regression on the P-Score's
+``watch`` logit and on plain means of taste (``benchmarks.alignment_taste``); seconds are the mean of the duration
 bucket's play times over the regression's spread. Everything is learned from the log. Ours: V1 (arXiv 2506.13695)
 rewards with the P-Score itself, which has no notion of seconds.
 
-Shapes: M logged views, B requests, G items of each.
+Shapes: M logged views, B requests, G items of each, K numbers of the regression.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
+from benchmarks.alignment_taste import Taste, scores, taste_of
 from benchmarks.alignment_world import Lab
 from models.pathways import ContextTensors
 from models.rewards.duration import DurationConfig, duration_bucket
@@ -41,7 +43,11 @@ class Stay:
 
     reward: RewardModel
     catalogue: Catalogue
-    slope: float
+    taste: Taste
+    users: np.ndarray
+    """Ids of the users behind the requests, by the requests' numbers."""
+    slopes: np.ndarray
+    """[K] of the P-Score's logit and the columns of the taste."""
     shift: float
     spread: float
     ratios: dict[int, np.ndarray]
@@ -49,18 +55,21 @@ class Stay:
 
     def __call__(self, context: ContextTensors, items: np.ndarray, requests: np.ndarray) -> np.ndarray:
         """float [B, G] seconds, NaN where there is no item."""
-        del requests
         rows = np.maximum(items, 0)
         numbers = self.reward.numbers[rows]
         with torch.no_grad():
             logits, _ = self.reward.pscore(context, target_items(rows, numbers, self.catalogue, context.mask.device))
-        seconds = self.seconds(logits[..., WATCH].cpu().numpy(), self.catalogue.duration_ms[rows])
-        return np.where(items >= 0, seconds, np.nan)
+        told = self.taste.features(self.users[requests], rows)
+        score = self.shift + np.concatenate([logits[..., WATCH, None].cpu().numpy(), told], -1) @ self.slopes
+        return np.where(items >= 0, self.seconds(score, self.catalogue.duration_ms[rows]), np.nan)
 
-    def seconds(self, logits: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
-        """Expected play time of views with ``watch`` logits."""
-        score = self.shift + self.slope * logits
-        bucket, ratio = nearest(duration_bucket(duration_ms, DurationConfig()), self.ratios), np.zeros(logits.shape)
+    def asked_by(self, users: np.ndarray, taste: Taste) -> "Stay":
+        """The same for the requests of other ``users``, whose taste is known from their own views."""
+        return replace(self, users=users, taste=taste)
+
+    def seconds(self, score: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
+        """Expected play time of views with normal scores ``score``."""
+        bucket, ratio = nearest(duration_bucket(duration_ms, DurationConfig()), self.ratios), np.zeros(score.shape)
         for each in np.unique(bucket):
             own = bucket == each
             for node, weight in zip(NODES, WEIGHTS / WEIGHTS.sum(), strict=True):
@@ -75,21 +84,32 @@ def nearest(bucket: np.ndarray, known: dict[int, np.ndarray]) -> np.ndarray:
     return found
 
 
-def stay(lab: Lab, data: RunData, reward: RewardModel, fewest: int = 200) -> Stay:
-    """Predicted stay, calibrated on the newest logged views of ``data``."""
+@cache
+def organic_stay(lab: Lab) -> Stay:
+    """Predicted stay as the organic log taught it; computed once."""
+    data, reward = RunData.load(lab.data), lab.reward()
     judged = Judged(data, lab.catalogue, ~data.held_out)
     found = predict(reward.pscore, judged, judged.newest(ROWS), FitConfig(batch_requests=64))
-    x = found.logits[:, WATCH]
-    y = ndtri(np.clip(found.labels[:, WATCH], 0.005, 0.995))
-    slope, shift = np.polyfit(x, y, 1)
-    bucket = duration_bucket(data.column("duration_ms"), DurationConfig())
-    ratio = data.column("play_ms") / np.maximum(data.column("duration_ms"), 1)
-    common = [each for each in np.unique(bucket) if (bucket == each).sum() >= fewest]
+    taste, earlier = taste_of(data, lab.catalogue)
+    x = np.column_stack([found.logits[:, WATCH], earlier[found.rows], np.ones(len(found.rows))])
+    y = scores(data)[found.rows]
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
     return Stay(
         reward=reward,
         catalogue=lab.catalogue,
-        slope=SHARPNESS * float(slope),
-        shift=float(shift),
-        spread=float((y - shift - slope * x).std()),
-        ratios={int(each): np.quantile(ratio[bucket == each], LEVELS) for each in common},
+        taste=taste,
+        users=np.empty(0, object),
+        slopes=SHARPNESS * weights[:-1],
+        # Sharper, and of the same mean.
+        shift=float(weights[-1] + (1 - SHARPNESS) * (x[:, :-1] @ weights[:-1]).mean()),
+        spread=float((y - x @ weights).std()),
+        ratios=ratios_of(data),
     )
+
+
+def ratios_of(data: RunData, fewest: int = 200) -> dict[int, np.ndarray]:
+    """Quantiles (``LEVELS``) of play/duration of every duration bucket that has ``fewest`` views."""
+    bucket = duration_bucket(data.column("duration_ms"), DurationConfig())
+    ratio = data.column("play_ms") / np.maximum(data.column("duration_ms"), 1)
+    common = [each for each in np.unique(bucket) if (bucket == each).sum() >= fewest]
+    return {int(each): np.quantile(ratio[bucket == each], LEVELS) for each in common}

@@ -19,8 +19,8 @@ from models.generator import Generator
 from models.rewards.duration import duration_aware_advantage
 
 FORMATS = {"pretrained": None, "without_format": "none", "random_k": "random", "top_k": "top"}
-ALPHAS = (0.8, 0.6, 0.4)
-BOOSTS = (1.25, 1.5, 2.0)
+ALPHAS = (0.6, 0.3)
+BOOSTS = (1.5, 2.5)
 MIXES = (0.0, 0.25, 1.0)
 NEVER = 10**9
 
@@ -45,7 +45,13 @@ def stability(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
     """Largest gradient of each objective over the same roll-outs, all drawn by the pre-trained model; what it does."""
     found = {}
     for objective in ("grpo", "ecpo", "gbpo"):
-        config = {"objective": objective, "signal": "rollouts", "search": "sample", "push_every": NEVER, "learning_rate": 1e-3}
+        config = {
+            "objective": objective,
+            "signal": "rollouts",
+            "search": "sample",
+            "push_every": NEVER,
+            "learning_rate": 1e-3,
+        }
         model, history = _once(lab, Arm(name=objective, config=config), budget, anchored=False)
         norms = [each["grad_norm"] for each in history]
         after = judge.of_model(model)

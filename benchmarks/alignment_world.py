@@ -1,8 +1,8 @@
 """The alignment benchmark's world of one seed: people, their log, a pre-trained model, a reward model, and the judge.
 
-A third of nothing is shared: held-out users are in no training data, and their lists are judged by what the simulator
-truly expects of them (``Simulator.expected``). Everything is made from the log of the other users. The world is the
-scenario ``laboratory``; policies of all arms begin here.
+The world is the scenario ``laboratory``. Held-out users are in no training data; their lists are judged by what the
+simulator truly expects of them (``Simulator.expected``). Tokenizer, policy and reward model are made from the organic
+log of the others, and every arm begins with these. Left out: new videos, drift.
 """
 
 import sys

@@ -86,8 +86,8 @@ def drift_retrained(platform: Platform, progress: Progress, days: int) -> dict[s
     with platform.session("drift", progress, drift_day=DRIFT_DAY) as session:
         for day in range(days):
             stays.append(_played(session, day))
-            session.refit_cascade(day)
             if DRIFT_DAY <= day < days - 1:
+                session.refit_cascade(day)
                 nights.append(session.night(day, '{"when": "on_drift", "cooldown_hours": 0}'))
     return {"stay": stays, "nights": [_told(night) for night in nights]}
 

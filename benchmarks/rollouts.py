@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.rollouts [--quick]``. A real server process of role ``rollout`` gets contexts over HTTP, draws
 groups and takes the trainer's weights every N steps; the rival is the sampler inside the training process, in the same
-run. A step trains on the exposures of 64 requests (ten each; ``--quick``: 16 requests) and rolls out 8 requests of 512
+run. A step trains on the exposures of 64 requests (ten each; ``--quick``: 8 requests) and rolls out 8 requests of 512
 behaviours, 32 samples each, by ECPO. Weights and contexts are random: time does not depend on what is known. Server and
 trainer share the machine's cores here and would not in a cluster: what is waited for is mostly the server's model. Left
 out: several servers.
@@ -141,8 +141,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Steps of each arm.", min=6)] = 24,
 ) -> None:
     """Trains with roll-outs from the process and from a server."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with it
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    steps, items, requests = (8, 2_000, 16) if quick else (steps, 10_000, 64)
+    steps, items, requests = (6, 2_000, 8) if quick else (steps, 10_000, 64)
     size = (tiny if quick else small)(CODES, LEVELS)
     found: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:

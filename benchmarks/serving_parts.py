@@ -43,7 +43,7 @@ class Lengths:
     swaps: int = SWAPS
 
 
-QUICK = Lengths(probe=1.5, probes=2, rounds=1, knee=(0.25, 0.5, 0.9, 1.1), soak=8.0, swaps=3)
+QUICK = Lengths(probe=1.5, probes=2, rounds=1, knee=(0.5, 0.9, 1.1), soak=5.0, swaps=3)
 
 
 @dataclass

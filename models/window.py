@@ -12,7 +12,7 @@ from features.intake import exposures as exposure_store
 from features.runs import Run
 from features.snapshot import EmptyWindow, prepare
 from features.storage import ObjectMissing, Storage, connect
-from models.bundle import read_alias
+from models.bundle import read_alias, read_manifest
 
 CONTEXT = timedelta(days=21)
 NEW = timedelta(days=1)
@@ -80,7 +80,8 @@ def _everything(storage: Storage, given: dict[str, str]) -> dict[str, str]:
     if not (first and last):
         stored = stored_hours(storage)
         first, last = first or stored[0].isoformat(), last or stored[1].isoformat()
-    base = (read_alias(storage, given["base"]) or "") if _is_alias(given["base"]) else given["base"]
+    unset = _is_alias(given["base"]) and read_alias(storage, given["base"]) is None
+    base = "" if unset else _follow(storage, given["base"])
     return {"start": first, "end": last, "base": base}
 
 
@@ -107,4 +108,8 @@ def _follow(storage: Storage, base: str) -> str:
     version = read_alias(storage, base)
     if version is None:
         raise NoBase(f"alias {base!r} points at nothing; run the training pipeline first, or give base=VERSION")
+    try:
+        read_manifest(storage, version)
+    except ObjectMissing as error:
+        raise NoBase(f"alias {base!r} points at {version}: {error.args[0]}; `onerec promote` moves it") from error
     return version

@@ -71,6 +71,12 @@ def keep_records(storage: Storage, run_id: str, version: str) -> None:
         storage.put(f"{records(version)}/{name.replace('gate/', '')}", storage.get(f"runs/{run_id}/{name}"), kind)
 
 
+def read_records(storage: Storage, version: str) -> dict[str, dict[str, Any]]:
+    """What is told of a bundle, by name: decision, canary, outcome; what was never stored is absent."""
+    found = {name: _stored(storage, f"{records(version)}/{name}.json") for name in ("decision", "canary", "outcome")}
+    return {name: record for name, record in found.items() if record is not None}
+
+
 def records(version: str) -> str:
     """Where what is told of a bundle lies: not part of it, and not covered by its manifest."""
     return f"models/onerec/{version}/records"

@@ -213,7 +213,8 @@ def finish(storage: Storage, trial: Trial, status: str, reason: str, steer: Stee
 
 def _judge(storage: Storage, trial: Trial, number: int, now: datetime) -> tuple[Verdict, dict[str, Any]]:
     started = datetime.fromisoformat(trial.started)
-    exposure_store.compact(storage, started, now)
+    joined = datetime.fromisoformat(trial.looks[-1]["at"]) if trial.looks else started
+    exposure_store.compact(storage, joined, now)  # what is older was joined for the look before
     seen = exposure_store.read(storage, started, now, COLUMNS)
     before = exposure_store.read(storage, started - (now - started), started, COLUMNS)
     arms = arms_of(trial, seen, before)

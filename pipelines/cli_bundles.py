@@ -1,5 +1,6 @@
-"""`onerec bundles list | diff`: the published versions, and what changed between two."""
+"""`onerec bundles list | show | diff`: the published versions, what was decided about one, what changed between two."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +85,50 @@ def diff(
         table.add_row(heading, escape(each.name), escape(_told(each.old)), escape(_told(each.new)), shown)
         section = each.section
     out.print(table)
+
+
+@bundles.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A version or an alias.")] = "production",
+    home: Home = HOME,
+    json_: Json = False,
+) -> None:
+    """What was decided about a version and why: gate, canary, how its run ended, cost, lineage."""
+    from features.storage import ObjectMissing, connect
+    from monitoring.outcome import read_records
+    from pipelines import stack
+    from pipelines.bundles import resolve
+
+    stack.activate(home, ["s3"])
+    storage = connect()
+    try:
+        version = resolve(storage, name)
+    except ObjectMissing as error:
+        fail(str(error.args[0]), "`onerec bundles list` shows what there is", code=2)
+    kept = read_records(storage, version)
+    if json_:
+        emit({"version": version, **kept})
+        return
+    out.print(f"[bold]{version}[/]" + ("" if kept else ": nothing is told of it"))
+    for mark, sentence in _sentences(kept):
+        out.print(f"  {mark} {escape(sentence)}", soft_wrap=True)
+
+
+def _sentences(kept: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(mark, sentence) of every record: what failed first."""
+    if decision := kept.get("decision"):
+        yield "[bold]gate[/]", f"{'blessed' if decision['blessed'] else 'refused'} {decision['decided_at']}"
+        yield from (("✗", sentence) for sentence in decision["failed"])
+        yield from (("✓", sentence) for sentence in decision["passed"])
+    if canary := kept.get("canary"):
+        yield "[bold]canary[/]", f"{canary['status']} against {canary['stable']}: {canary['reason']}"
+    if outcome := kept.get("outcome"):
+        cost, lineage = outcome["cost"], outcome["lineage"]
+        yield "[bold]run[/]", f"{outcome['run_id']} ({outcome['pipeline']}): {outcome['state'].lower()}"
+        yield "[bold]cost[/]", f"{cost['seconds']:.0f} s, {cost['cpu_seconds']:.0f} s of processors"
+        parents, code = ", ".join(lineage["parents"]) or "nothing", lineage["code"]
+        made = f"{len(lineage['segments'])} segments, on from {parents}, code {code['release']} {code['sources'][:12]}"
+        yield "[bold]made of[/]", made
 
 
 def _told(value: Any) -> str:

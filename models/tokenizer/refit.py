@@ -63,9 +63,9 @@ class Refit:
     mapping: pa.Table
     """item_id, old_sid, new_sid: one row an item that both catalogues know."""
     kept: dict[str, Any]
-    """``codes``: share of these items that keep their code, per level; ``sids``: that keep all of it; ``moved``: how far
-    matched centroids of the first level moved, as a share of the mean distance between centroids, None in another
-    space. Empty when codebooks of another shape replace the old ones: then no name is kept."""
+    """``codes``: share of these items that keep their code, per level; ``sids``: that keep all of it; ``moved``: how
+    far matched centroids of the first level moved, as a share of the mean distance between them, None in another space.
+    Empty when codebooks of another shape replace the old ones: then no name is kept."""
 
 
 def refit(fitted: ResidualQuantizer, catalogue: Catalogue, old: ResidualQuantizer, before: Catalogue) -> Refit:

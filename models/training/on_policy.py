@@ -13,7 +13,8 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from models.training.loop import Loss, Plan, fit
 from models.training.parallel import sharded
 from models.training.rollouts import Sampler, Samples
 
-COMPARED = 8
+COMPARED = 4
 """Requests of a step on which the policy is compared with the pre-trained one."""
 
 
@@ -141,18 +142,17 @@ class Alignment:
         logits = model(batch.context, batch.targets)
         ntp = ntp_loss(logits, batch.targets, batch.weights, self._model.level_loss)
         found = {"ntp": float(ntp.detach()), "entropy": entropy(logits, batch.mask)}
-        found["policy/kl_pretrained"] = self._moved(batch.context, batch.targets, logits, batch.mask)
+        found["policy/kl_pretrained"] = self._moved(model, batch.context, batch.targets, batch.mask)
         if self._config.objective == "rsft" or self._config.signal == "rollouts":
             return ntp, None, found
         stream = (logits, batch.targets, batch.advantages, batch.old_log_probs, batch.mask)
         gbpo, parts = gbpo_loss(*stream)
         return ntp, gbpo, found | parts | guards(*stream) | {"gbpo": float(gbpo.detach())}
 
-    def _moved(self, context: ContextTensors, targets: Tensor, logits: Tensor, mask: Tensor) -> float:
-        few = slice(0, COMPARED)
-        with torch.no_grad():
-            before = self._pretrained(taken(context, few), targets[few])
-            return divergence(logits[few], before, mask[few])
+    def _moved(self, model: nn.Module, context: ContextTensors, targets: Tensor, mask: Tensor) -> float:
+        some = (taken(context, slice(0, COMPARED)), targets[:COMPARED])
+        with torch.no_grad(), certain(self._model):
+            return divergence(model(*some), self._pretrained(*some), mask[:COMPARED])
 
 
 class _Stream:
@@ -180,7 +180,8 @@ class _Stream:
         rewards = given.reward(tensors, samples.items, requests)
         judged = judge_groups(samples, np.asarray(rewards), config, self._rules, seed)
         tokens = samples.tokens.to(device)
-        logits = model(tensors, tokens)
+        with certain(self._model):
+            logits = model(tensors, tokens)
         with torch.no_grad():
             before = self._pretrained(tensors, tokens)
         value, parts = group_loss(logits, before, samples, judged, config)
@@ -303,6 +304,17 @@ def align_on_rollouts(
         metrics = fit(model, plan, config, Path(folder))
         records = [json.loads(line) for line in Path(folder, LOG).read_text().splitlines()]
     return {**metrics, "history": records}
+
+
+@contextmanager
+def certain(model: nn.Module) -> Iterator[None]:
+    """Without dropout, as the sampler computes: with it every ratio would be noise."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def taken(context: ContextTensors, rows: slice) -> ContextTensors:

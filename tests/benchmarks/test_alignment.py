@@ -1,24 +1,45 @@
 """The alignment benchmark judges fairly: the oracle is the best there is, arms are paired, nothing leaks."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from benchmarks import alignment
+from benchmarks.alignment_arms import ARMS, Budget
 from benchmarks.alignment_data import contexts_of, write_log
-from benchmarks.alignment_report import difference, gap_closed
+from benchmarks.alignment_days import LISTS, Town
+from benchmarks.alignment_judge import MEASURES
+from benchmarks.alignment_report import changes, difference, draw, gap_closed, summary
 from benchmarks.alignment_reward import LEVELS, Stay
-from benchmarks.alignment_studies import rule
+from benchmarks.alignment_studies import common_tag, durations, new_authors, of_kind, rule
+from benchmarks.alignment_taste import COLUMNS, OF_FEW, OF_MANY, scores, taste_of
 from benchmarks.alignment_world import LIST, WORLD, Sizes, best, seen_by
 from features.datasets import Dataset
 from features.histories.lifelong import DAY_MS
+from features.schema import EXPOSURE
 from features.world.simulator import Simulator, world_hash
 from models.rewards.industrial import parse_rules
-from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from models.serving.recommender import Recommendation
 from models.training.data import RunData
 
 SMALL = Sizes(users=60, items=200, held=20)
+KEYS = {
+    "gap_closed_gbpo", "gap_closed_gbpo_low", "gap_closed_ecpo", "gap_closed_ecpo_low", "legality_pretrained",
+    "legality_without_format", "legality_random_k", "legality_top_k", "duration_rho", "duration_rho_raw",
+    "max_gradient_grpo", "max_gradient_ecpo", "max_gradient_gbpo", "cold_start_change", "density_change", "world_hash",
+}  # fmt: skip
+"""Of the JSON line, beside the table of arms."""
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +96,8 @@ def test_differences_are_paired() -> None:
     assert 0.9 < found["low"] < found["value"] < found["high"] < 1.1
 
 
-def test_lifelong_lists_are_watched_views_before_midnight(dataset: Dataset, tmp_path: object) -> None:
-    folder = tmp_path / "data"  # type: ignore[operator]
+def test_lifelong_lists_are_watched_views_before_midnight(dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
     data = RunData.load(write_log(dataset, dataset.exposures, folder))
     events, contexts = data.sequences.events, data.sequences
     requests = contexts.columns["requests"]
@@ -91,12 +112,13 @@ def test_lifelong_lists_are_watched_views_before_midnight(dataset: Dataset, tmp_
         assert found.item[row][found.item[row] >= 0].tolist() == wanted.tolist()
 
 
-def test_a_context_ends_before_it_is_asked_for(dataset: Dataset, tmp_path: object) -> None:
+def test_a_context_ends_before_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:
     log = dataset.exposures
-    catalogue = Tokenizer.fit(dataset.items, log, TokenizerConfig(codes=32, folds=1)).catalogue(dataset.items, log)
+    items = dataset.items["item_id"].to_pylist()
+    catalogue: Any = SimpleNamespace(item_ids=items, rows=lambda ids: pd.Index(items).get_indexer(list(ids)))
     users = sorted(set(log["user_id"].to_pylist()))[:3]
     now = int(log["event_time"].cast(pa.int64()).to_numpy().max()) + 1
-    found = contexts_of(dataset, log, users, [now] * 3, catalogue, tmp_path)  # type: ignore[arg-type]
+    found = contexts_of(dataset, log, users, [now] * 3, catalogue, tmp_path)
     item = pa.array(catalogue.item_ids)
     for row, (user, seen) in enumerate(zip(users, seen_by(log, users), strict=True)):
         shown = set(item.take(pa.array(found.short.item[row][found.short.item[row] >= 0])).to_pylist())
@@ -106,11 +128,39 @@ def test_a_context_ends_before_it_is_asked_for(dataset: Dataset, tmp_path: objec
 
 def test_predicted_stay_grows_with_interest_and_names_no_item_without_one() -> None:
     ratios = {k: np.sort(np.random.default_rng(k).gamma(1.0, 0.5, len(LEVELS))) for k in (3, 5)}
-    judge = Stay(reward=None, catalogue=None, slope=1.5, shift=0.1, spread=0.8, ratios=ratios)  # type: ignore[arg-type]
-    logits, duration = np.linspace(-3, 3, 20), np.full(20, 20_000)
-    seconds = judge.seconds(logits, duration)
+    absent: Any = None
+    judge = Stay(
+        reward=absent, catalogue=absent, taste=absent, users=absent, slopes=absent, shift=0.1, spread=0.8, ratios=ratios
+    )
+    seconds = judge.seconds(np.linspace(-3, 3, 20), np.full(20, 20_000))
     assert (np.diff(seconds) > 0).all()
     assert seconds.max() <= 20 * max(values.max() for values in ratios.values())
+
+
+def test_tastes_are_means_of_the_own_views_and_only_of_earlier_ones(dataset: Dataset, tmp_path: Path) -> None:
+    data = RunData.load(write_log(dataset, dataset.exposures, tmp_path))
+    items = dataset.items["item_id"].to_pylist()
+    rng = np.random.default_rng(0)
+    catalogue: Any = Known(
+        item_ids=items,
+        codes=8,
+        tag=rng.integers(1, 5, len(items)),
+        sids=rng.integers(0, 8, (len(items), 3)),
+        rows=lambda ids: pd.Index(items).get_indexer(list(ids)),
+    )
+    taste, earlier = taste_of(data, catalogue)
+    score, event = scores(data), data.sequences.events
+    user, item, when = event["user"].astype(int), event["item"].astype(int), event["time_ms"]
+    for row in rng.choice(len(data), 25, replace=False):
+        past = (item == item[row]) & (when < when[row])
+        assert earlier[row, 0] == pytest.approx(score[past].sum() / (past.sum() + OF_MANY))
+        past = (user == user[row]) & (when < when[row]) & (catalogue.tag[item] == catalogue.tag[item[row]])
+        beyond = score[past] - taste.item[item[past]]
+        assert earlier[row, 2] == pytest.approx(beyond.sum() / (past.sum() + OF_FEW))
+    found = taste.features(np.array([taste.users[0], "stranger"], object), np.zeros((2, 3), int))
+    assert found.shape == (2, 3, len(COLUMNS))
+    assert (found[1, :, 1:] == 0).all()
+    assert (found[:, :, 0] == taste.item[0]).all()
 
 
 @pytest.mark.parametrize(("kind", "strength", "target"), [("alpha", 0.5, 0.0), ("boost", 1.5, 1.0)])
@@ -118,3 +168,159 @@ def test_rules_are_what_the_reward_reads(kind: str, strength: float, target: flo
     (made,) = parse_rules(rule("news", "tag", ["local news"], target, kind, strength), "test")
     assert made.factor == strength
     assert made.in_force(0.5)
+
+
+class Known(SimpleNamespace):
+    """A catalogue that knows how many items it has."""
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+class Drawn:
+    """A policy that serves random unseen items and claims to have drawn them with a probability."""
+
+    source = "onerec"
+
+    def __init__(self, items: Sequence[str]) -> None:
+        self.items, self.explored = list(items), set()
+
+    def answer(
+        self, users: Sequence[str], context: Any, seen: Sequence[set[str]], count: int, now_ms: int, explore: bool
+    ) -> list[Recommendation]:
+        self.explored |= {(user, explore) for user in users}
+        rng, found = np.random.default_rng(0), []
+        for before in seen:
+            ids = [item for item in rng.permutation(self.items).tolist() if item not in before][:count]
+            sids = np.tile(np.arange(3, dtype=np.int32), (len(ids), 1))
+            scores = -np.ones(len(ids), np.float32)
+            found.append(Recommendation(item_ids=ids, scores=scores, sids=sids, log_probs=-sids.astype(np.float32)))
+        return found
+
+
+def town_of(world: Simulator, dataset: Dataset, people: list[str]) -> tuple[Town, SimpleNamespace]:
+    """A town without a model: its contexts are row numbers."""
+    items = dataset.items["item_id"].to_pylist()
+    index = pd.Index(items)
+    catalogue = SimpleNamespace(duration_ms=dataset.items["duration_ms"].to_numpy(), rows=index.get_indexer)
+    mine = [name in set(people) for name in dataset.exposures["user_id"].to_pylist()]
+    lab = SimpleNamespace(
+        world=world,
+        people=people,
+        log=dataset.exposures.filter(pa.array(mine)),
+        dataset=dataset,
+        catalogue=catalogue,
+        start_ms=int(world.start().timestamp() * 1000),
+        contexts=lambda users, *_: pd.Series(np.arange(len(users))),
+    )
+    return Town(lab, 30, "town"), lab  # type: ignore[arg-type]
+
+
+def test_a_day_is_served_to_those_who_may_be_learned_from(world: Simulator, dataset: Dataset) -> None:
+    people = world.population()[:40]
+    town, lab = town_of(world, dataset, people)
+    policy = Drawn(dataset.items["item_id"].to_pylist())
+    seen = dict(zip(people, seen_by(lab.log, people), strict=True))
+    played = town.play(policy, 0)
+    assert played.schema == EXPOSURE
+    assert 0 < played.num_rows == town.log.num_rows - lab.log.num_rows
+    assert set(played["user_id"].to_pylist()) <= set(people)
+    rows = list(zip(played["user_id"].to_pylist(), played["item_id"].to_pylist(), strict=True))
+    assert all(item not in seen[user] for user, item in rows), "nobody is shown a video twice"
+    assert len(set(rows)) == len(rows)
+    assert set(map(tuple, played["log_probs"].to_pylist())) == {(0.0, -1.0, -2.0)}
+    assert max(played["position"].to_pylist()) < LIST
+    per_user = pd.Series([user for user, _ in rows]).value_counts()
+    assert per_user.max() <= LISTS * LIST
+    assert {explore for _, explore in policy.explored} == {False, True}
+    served = {user for user, _ in policy.explored}
+    assert len(served) == len(policy.explored) <= 30, "everybody is served by one of the two"
+
+
+def test_arms_do_not_share_a_town(world: Simulator, dataset: Dataset) -> None:
+    people = world.population()[:40]
+    first, second = (town_of(world, dataset, people)[0] for _ in range(2))
+    items = dataset.items["item_id"].to_pylist()
+    before = first.play(Drawn(items), 0)
+    assert second.play(Drawn(items), 0).equals(before), "equal answers, equal luck, whoever played before"
+
+
+def test_kinds_of_the_rules(dataset: Dataset) -> None:
+    lab: Any = SimpleNamespace(dataset=dataset, log=dataset.exposures)
+    items = dataset.items
+    lists = [items["item_id"].to_pylist()[:LIST]]
+    tag = common_tag(lab, lists)
+    assert tag in {tags[0] for tags in items["tags"].to_pylist()[:LIST]}
+    assert of_kind(lab, "tag", [tag]) & set(lists[0])
+    few, more = (new_authors(lab, share) for share in (0.1, 0.5))
+    assert set(few) < set(more)
+    author = dict(zip(items["item_id"].to_pylist(), items["author_id"].to_pylist(), strict=True))
+    shown = pd.Series([author[item] for item in dataset.exposures["item_id"].to_pylist()]).value_counts()
+    rest = set(author.values()) - set(more)
+    assert max(shown.get(name, 0) for name in more) <= min(shown.get(name, 0) for name in rest)
+
+
+def test_the_duration_aware_advantage_has_no_bias(dataset: Dataset) -> None:
+    found = durations(SimpleNamespace(log=dataset.exposures))  # type: ignore[arg-type]
+    assert abs(found["advantage"]) <= 0.05 < found["raw"] + 0.05
+
+
+def record(seed: int) -> dict[str, Any]:
+    """What ``alignment.world`` returns, invented."""
+    rng = np.random.default_rng(seed)
+    base, rails = rng.gamma(4.0, 100.0, 25), ("cold_start_share", "density", "distinct", "long_share", "duration_s")
+    gains = {"pretrained": 0.0, "oracle": 1.0, "chance": -0.5, "cascade": 0.1, **{arm.name: 0.3 for arm in ARMS}}
+    arms = {
+        name: {
+            "users": {measure: (base + gain * (300 + base)).tolist() for measure in MEASURES},
+            "recall50": [0.1, 0.2],
+            "legality": 0.5,
+            **dict.fromkeys(rails, 1.0 + gain),
+        }
+        for name, gain in gains.items()
+    }
+    return {"seed": seed, "arms": arms, "reward_auc": {}, "duration": {"raw": 0.2, "advantage": 0.01}}
+
+
+def test_the_summary_says_what_the_records_hold(tmp_path: Path) -> None:
+    records = [record(seed) for seed in range(3)]
+    rows = summary(records)
+    gaps = {row["arm"]: row["gap_closed"]["value"] for row in rows}
+    assert gaps["pretrained"] == 0
+    assert gaps["oracle"] == 1
+    assert gaps["rsft+ecpo"] == pytest.approx(0.3)
+    assert changes(rows, "rsft+ecpo", "density") == pytest.approx(0.3)
+    studies = {"legality": {"after": {"random_k": 0.97}, "curves": {"random_k": [0.5, 0.97]}}}
+    found = alignment.headline(rows, records, studies)
+    assert found.keys() >= KEYS
+    assert found["legality_random_k"] == 0.97
+    assert found["max_gradient_ecpo"] is None, "what was not measured is not invented"
+    draw(rows, studies, tmp_path / "plot.html")
+    assert "rsft+ecpo" in (tmp_path / "plot.html").read_text()
+
+
+@pytest.mark.long
+def test_the_command_reports_every_figure_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Sizes(users=150, items=300, held=40, pretrain_steps=6, reward_steps=6)
+    monkeypatch.setattr(alignment, "QUICK_SIZES", sizes)
+    monkeypatch.setattr(alignment, "QUICK", Budget(days=1, visitors=15, steps=2, requests=3, group=6))
+    app = typer.Typer()
+    app.command()(alignment.main)
+    lines = [CliRunner().invoke(app, ["--quick", "--output", str(tmp_path)]) for _ in range(2)]
+    assert lines[0].exit_code == 0, lines[0].output
+    first, again = (json.loads(line.stdout.strip().splitlines()[-1]) for line in lines)
+    assert first == again, "the second run only reads"
+    assert first.keys() >= KEYS
+    assert first["quick"] is True
+    rows = {row["arm"]: row for row in first["arms"]}
+    assert {arm.name for arm in ARMS} | {"pretrained, selected", "oracle", "cascade"} <= rows.keys()
+    assert max(row["play_s"] for row in rows.values()) == rows["oracle"]["play_s"]
+    assert Path(first["plot"]).exists()
+
+
+def test_no_seeds_are_refused() -> None:
+    app = typer.Typer()
+    app.command()(alignment.main)
+    result = CliRunner().invoke(app, ["--seeds", "0"])
+    assert result.exit_code == 2
+    assert "at least 1" in " ".join(result.output.replace("│", " ").split())

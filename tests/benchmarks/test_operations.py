@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import operations
+from benchmarks.operations_log import quiet
 from benchmarks.operations_scenarios import LateFeedback, outcome, taste_drift
 from benchmarks.operations_trials import TrialSize, run
 from benchmarks.operations_users import Policy, Users, plant
@@ -89,8 +90,34 @@ def test_late_feedback_is_late_and_whole() -> None:
 
 
 def test_a_quick_run_has_no_end_to_end_scenario() -> None:
-    told = operations.summary(
-        {name: {"end": "passed", "promoted": 0, "seeds": 4} for name in ("bad_candidate", "good_candidate")}
-    )
-    assert told["scenarios"] == {"bad_candidate": "passed", "good_candidate": "passed"}
-    assert told["false_triggers"] is None
+    tried = {name: {"end": "passed", "promoted": 0, "seeds": 4} for name in ("bad_candidate", "good_candidate")}
+    told = operations.summary({**tried, "no_drift_organic": {"end": "passed", "false_triggers": 0, "nights": 14}})
+    assert set(told["scenarios"].values()) == {"passed"}
+    assert (told["false_triggers"], told["quiet_nights"]) == (0, 14)
+    assert told["detected_within_days"] is None
+
+
+def test_a_scenario_that_breaks_has_failed_and_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no ports left")
+
+    plays = {"quiet": {"end": "passed", "nights": [{"stay": 6.0}] * 8}, "poisoned": {"end": "passed"}}
+    monkeypatch.setattr("benchmarks.operations.Platform.build", lambda self, progress: None)
+    for name in ("quiet", "drift_frozen", "drift_retrained", "poisoned", "week"):
+        play = broken if name not in plays else lambda *_, name=name: plays[name]
+        monkeypatch.setattr(f"benchmarks.operations_scenarios.{name}", play)
+    seeds = {"bad_candidate": {"end": "passed", "promoted": 0}}
+    found = operations.end_to_end(operations.Plan(), tmp_path, seeds)
+    ends = {name: told["end"] for name, told in found.items()}
+    assert ends.pop("no_drift") == ends.pop("poisoned_day") == "passed"
+    assert set(ends) == {"taste_drift", "bad_candidate", "feedback_outage", "s3_outage_mid_publish"}
+    assert set(ends.values()) == {"failed: RuntimeError: no ports left"}
+    kept = {path.parent.name.rpartition("-")[0] for path in tmp_path.rglob("record.json")}
+    assert kept == {"quiet", "poisoned"}, "what broke is played again"
+
+
+def test_a_quiet_log_triggers_nothing_and_too_small_a_one_is_not_judged() -> None:
+    found = quiet(users=200, days=2, seed=1)
+    assert (found["false_triggers"], found["held_back"], found["nights_judged"]) == (0, 0, 2)
+    assert 0 < found["nearest"] < 1
+    assert quiet(users=20, days=1, seed=1)["nights_judged"] == 0

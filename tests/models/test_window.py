@@ -8,10 +8,12 @@ from features.intake import exposures as exposure_store
 from features.snapshot import EmptyWindow
 from features.storage import Storage
 from models import window
+from models.bundle import content_digest
 from models.window import NoBase, prepare_all, prepare_newest, stored_hours
 
 NOTHING = {"start": "", "reference_start": "", "current_start": "", "end": ""}
-VERSION = "20260101T000000-ab12cd34"
+EMPTY = content_digest({})[:8]
+VERSION, OTHER = f"20260101T000000-{EMPTY}", f"20260102T000000-{EMPTY}"
 
 
 @pytest.fixture
@@ -33,10 +35,16 @@ def store(s3: Storage, *hours: str) -> None:
         s3.put(f"{exposure_store.ROOT}/date={day}/hour={number}/{'0' * 64}.parquet", b"")
 
 
+def in_production(s3: Storage, version: str) -> None:
+    manifest = {"version": version, "files": {}}
+    s3.put_json(f"models/onerec/{version}/manifest.json", manifest)
+    s3.put_json("models/onerec/aliases/production.json", {"version": version})
+
+
 @pytest.mark.usefixtures("environment")
 def test_the_newest_hours_are_chosen_once(s3: Storage, prepared: list[tuple[str, ...]]) -> None:
     store(s3, "2026-01-10T05", "2026-01-30T23")
-    s3.put_json("models/onerec/aliases/production.json", {"version": VERSION})
+    in_production(s3, VERSION)
     chosen, digest = prepare_newest("r1", NOTHING, base="production", targets="new")
     assert digest == "digest"
     assert chosen == {
@@ -47,10 +55,33 @@ def test_the_newest_hours_are_chosen_once(s3: Storage, prepared: list[tuple[str,
         "base": VERSION,
     }
     store(s3, "2026-02-03T00")
-    s3.put_json("models/onerec/aliases/production.json", {"version": VERSION.replace("ab", "cd")})
+    in_production(s3, OTHER)
     assert prepare_newest("r1", NOTHING, base="production", targets="new")[0] == chosen, "a retry does the same"
     assert prepare_newest("r2", NOTHING, base="production", targets="new")[0]["end"].startswith("2026-02-03T01")
     assert prepared[0] == ("r1", chosen["start"], chosen["end"], chosen["reference_start"])
+
+
+@pytest.mark.usefixtures("environment")
+def test_training_from_scratch_is_compared_with_what_is_in_production_when_it_begins(
+    s3: Storage, prepared: list[tuple[str, ...]]
+) -> None:
+    store(s3, "2026-01-10T05")
+    window = {"start": "2026-01-10T00:00:00+00:00", "end": "2026-01-11T00:00:00+00:00"}
+    assert prepare_all("r1", **window, against="production")[0] == {**window, "base": ""}
+    in_production(s3, VERSION)
+    assert prepare_all("r1", **window, against="production")[0]["base"] == "", "a retry compares as it did"
+    assert prepare_all("r2", **window, against="production")[0]["base"] == VERSION
+    assert prepare_all("r3", **window)[0]["base"] == ""
+
+
+@pytest.mark.usefixtures("environment")
+def test_an_alias_of_a_bundle_that_is_gone(s3: Storage, prepared: list[tuple[str, ...]]) -> None:
+    store(s3, "2026-01-10T05")
+    in_production(s3, VERSION)
+    s3.remove(f"models/onerec/{VERSION}/manifest.json")
+    with pytest.raises(NoBase, match=f"'production' points at {VERSION}: there is no complete bundle"):
+        prepare_newest("r1", NOTHING, base="production", targets="new")
+    assert prepared == []
 
 
 @pytest.mark.usefixtures("environment")

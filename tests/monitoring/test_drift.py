@@ -16,7 +16,7 @@ from evidently.ui.workspace import RemoteWorkspace, Workspace
 
 from features.schema import EXPOSURE, FLAGS, ITEM, conform
 from features.settings import settings
-from monitoring import drift
+from monitoring import columns, drift
 from monitoring.drift import DRIFT, INSUFFICIENT, STABLE, comparable, measure
 from monitoring.validation import POSITIVE
 
@@ -40,7 +40,7 @@ def exposures(
     item = rng.integers(0, 40, n)
     chance = np.full(n, 0.3) if favourite is None else np.where(item % 4 == favourite, 0.6, 0.1)
     long_view = rng.random(n) < chance
-    columns = {
+    values = {
         "exposure_id": [f"{seed}-{i}" for i in range(n)],
         "request_id": [f"r{i // 8}" for i in range(n)],
         "user_id": [f"u{i % 50}" for i in range(n)],
@@ -54,7 +54,7 @@ def exposures(
         "play_ms": (20_000 * rng.beta(2, 2 / play - 2, n)).astype(int).tolist(),
         **{flag: (long_view if flag == "long_view" else rng.random(n) < 0.02).tolist() for flag in FLAGS},
     }
-    return conform(pa.table(columns), EXPOSURE)
+    return conform(pa.table(values), EXPOSURE)
 
 
 def test_two_samples_of_one_world_are_stable() -> None:
@@ -80,7 +80,7 @@ def test_exposures_features_predictions_and_reward_are_all_measured() -> None:
     uploaded = pa.array([datetime(2025, 12, 1, tzinfo=UTC)] * ITEMS.num_rows, pa.timestamp("ms", "UTC"))
     items = ITEMS.set_column(ITEMS.schema.get_field_index("upload_time"), "upload_time", uploaded)
     report = measure(reference, current, items, before=before)
-    assert set(report.columns) == {column.name for column in drift.COLUMNS}
+    assert set(report.columns) == {column.name for column in columns.COLUMNS}
     assert report.verdict == STABLE
     assert report.validation.passed
     assert sum(report.rows_by_hour.values()) == 1500
@@ -104,8 +104,8 @@ def test_codes_of_every_level_are_compared() -> None:
 
 
 def test_the_reward_is_of_the_longest_watched_quarter_and_against_dislikes() -> None:
-    frame = drift.frame(exposures(4000, seed=1), ITEMS)
-    reward = drift.rewarded(frame, frame)
+    frame = columns.frame(exposures(4000, seed=1), ITEMS)
+    reward = columns.rewarded(frame, frame)
     disliked = frame["dislike"].to_numpy() > 0
     assert (reward[disliked] == -1).all()
     assert np.isin(reward[~disliked], (0, 1)).all()
@@ -115,8 +115,9 @@ def test_the_reward_is_of_the_longest_watched_quarter_and_against_dislikes() -> 
 def test_contexts_count_what_came_earlier_and_nothing_else() -> None:
     table = exposures(300, seed=4).take(pa.array(np.random.default_rng(1).permutation(300)))
     times = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=int(s)) for s in range(300)]
-    table = table.set_column(table.schema.get_field_index("event_time"), table.schema.field("event_time"), [times])
-    found, rows = drift.contexts(table), table.to_pylist()
+    field = table.schema.field("event_time")
+    table = table.set_column(table.schema.get_field_index("event_time"), field, pa.array(times, field.type))
+    found, rows = columns.contexts(table), table.to_pylist()
     for i, row in enumerate(rows):
         earlier = [r for r in rows if r["user_id"] == row["user_id"] and r["event_time"] < row["event_time"]]
         assert found["history_views"][i] == len(earlier)

@@ -1,6 +1,7 @@
 """The data gate: quiet days pass, each kind of trouble is held back and named."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.schema import EXPOSURE, FLAGS, conform
+from features.world.simulator import Simulator, SimulatorConfig
 from monitoring.validation import validate
 
 NOON = datetime(2026, 1, 3, tzinfo=UTC)
@@ -85,6 +87,30 @@ def test_traffic_of_another_source_is_no_measure_of_volume() -> None:
     others = before()
     organic = others.set_column(others.schema.get_field_index("source"), "source", pa.array(["organic"] * len(others)))
     assert validate(organic, day(150, seed=1)).passed
+
+
+def lived(world: Simulator) -> pa.Table:
+    """Day 0 of a world whose users are shown the catalogue from its beginning."""
+    items = world.history().items.slice(0, 10)
+    ids, duration = items["item_id"].to_pylist(), items["duration_ms"].to_pylist()
+    rows: list[dict[str, Any]] = []
+    for number, visit in enumerate(world.visitors(0)):
+        seen = world.watch(0, visit.user_id, ids, visit.time_ms, number)
+        for k, place in enumerate(seen.positions.tolist()):
+            row = {"exposure_id": f"{number}-{k}", "request_id": str(number), "user_id": visit.user_id}
+            row |= {"item_id": ids[place], "position": place, "source": "onerec", "duration_ms": duration[place]}
+            row |= {"event_time": datetime.fromtimestamp(int(seen.times_ms[k]) / 1000, UTC)}
+            flags = {flag: bool(seen.flags[flag][k]) for flag in FLAGS}
+            rows.append({**row, "play_ms": int(seen.play_ms[k]), **flags})
+    return conform(pa.Table.from_pylist(rows), EXPOSURE)
+
+
+@pytest.mark.parametrize("bots", [0.0, 0.1])
+def test_bots_of_the_simulated_world_are_held_back_and_its_people_are_not(bots: float) -> None:
+    world = Simulator(SimulatorConfig(users=150, items=150, history_days=1, drift_day=None, bots=bots))
+    found = validate(before().slice(0, 0), lived(world))
+    assert found.passed is (bots == 0)
+    assert any("bot_share" in sentence for sentence in found.failed) is (bots > 0)
 
 
 def test_nothing_is_judged_without_rows() -> None:

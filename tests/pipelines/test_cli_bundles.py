@@ -98,3 +98,21 @@ def test_an_unknown_version_ends_with_those_there_are(onerec, versions: tuple[st
     result = onerec("diff", name)
     assert result.exit_code == 2
     assert said in result.stderr.replace("\n", " ")
+
+
+def test_what_was_decided_about_a_version(onerec: Callable[..., Any], versions: tuple[str, str]) -> None:
+    beside = f"models/onerec/{versions[1]}/records"
+    assert "nothing is told of it" in onerec("show").stdout
+    decision = {"blessed": True, "decided_at": "today", "failed": [], "passed": ["recall@50 = 0.12, must be >= 0.01"]}
+    canary = {"status": "promoted", "stable": versions[0], "reason": "stay_seconds 12 against 10"}
+    lineage = {"parents": [versions[0]], "segments": ["a", "b"], "code": {"release": "0.1.0", "sources": "f" * 64}}
+    outcome = {"run_id": "night-1", "pipeline": "retraining", "state": "SUCCEEDED", "lineage": lineage}
+    outcome |= {"cost": {"seconds": 61.2, "cpu_seconds": 99.0, "stages": {}}}
+    for name, record in (("decision", decision), ("canary", canary), ("outcome", outcome)):
+        connect().put_json(f"{beside}/{name}.json", record)
+    shown = onerec("show", "production").stdout
+    for words in ("gate blessed today", "✓ recall@50 = 0.12", f"promoted against {versions[0]}", "61 s, 99 s of"):
+        assert words in shown
+    assert f"2 segments, on from {versions[0]}, code 0.1.0 ffffffffffff" in shown
+    assert json.loads(onerec("show", versions[1], "--json").stdout)["decision"] == decision
+    assert onerec("show", "nothing").exit_code == 2

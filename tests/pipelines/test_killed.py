@@ -1,17 +1,20 @@
 """A retraining run that is killed in every one of its steps, resumed by its id each time, ends as one left alone.
 
-The real pipeline in ``kfp.local`` on real storage, and SIGKILL to the whole group of processes: no handler runs, no
-``finally``. Content is compared by digest: the bundle's, and that of every stage that makes part of it.
+The real pipeline in ``kfp.local`` (its tasks forked: ``forked_local``) on real storage, and SIGKILL to the whole group
+of processes: no handler runs, no ``finally``. Content is compared by digest: the bundle's, and that of every stage that
+makes part of it.
 """
 
 import json
 import os
-import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,8 +31,9 @@ from models.stages import align_run, pretrain_run, tokenize_run
 from models.window import prepare_all
 from monitoring.quality import Decision, keep
 from pipelines.ingest import ingest
-from pipelines.local import PipelineFailed, run
+from pipelines.local import COLOUR, TASK
 
+PROJECT = Path(__file__).resolve().parents[2]
 RUN = "retrain-killed"
 OVERRIDES = json.dumps(
     {
@@ -59,8 +63,11 @@ def stored(prefix: str) -> Sign:
 
 
 def server_runs(storage: Storage, home: Path) -> bool:
-    children = psutil.Process().children(recursive=True)
-    return any("models.serving" in " ".join(child.cmdline()) for child in children if child.is_running())
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "models.serving" in child.cmdline():
+                return True
+    return False
 
 
 KILLED_WHEN: dict[str, Sign] = {
@@ -78,29 +85,38 @@ KILLED_WHEN: dict[str, Sign] = {
 """Every task, and the sign that its work is under way; else it is killed while it starts."""
 
 
-class Killer:
-    """Kills the pipeline's processes in ``task`` once ``sign`` shows; ``killed`` names the task it happened in."""
+class Attempt:
+    """One start of the pipeline; killed in ``task`` as soon as ``sign`` shows, which ``killed`` then says."""
 
-    def __init__(self, task: str, sign: Sign, storage: Storage, home: Path) -> None:
-        self.task, self.sign, self.storage, self.home = task, sign, storage, home
-        self.now, self.killed = "", ""
-        self.thread: threading.Thread | None = None
+    def __init__(self, log: Path, task: str = "", sign: Sign = always) -> None:
+        self.log, self.task, self.sign = log, task, sign
+        self.tasks: list[str] = []
+        self.killed = ""
 
-    def __call__(self, task: str) -> None:
-        self.now = task
-        if task == self.task:
-            self.thread = threading.Thread(target=self._watch)
-            self.thread.start()
+    def run(self, arguments: dict[str, str], storage: Storage, home: Path) -> int:
+        """Plays it to its end; returns the exit code."""
+        root = tempfile.mkdtemp(prefix="onerec-kfp-")
+        command = [sys.executable, "-m", "forked_local", "retraining", json.dumps(arguments), root]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        with child, self.log.open("w") as log:
+            assert child.stdout is not None
+            for line in child.stdout:
+                log.write(line)
+                if found := TASK.search(COLOUR.sub("", line)):
+                    self.tasks.append(found[1])
+                    if found[1] == self.task:
+                        threading.Thread(target=self._kill, args=(child.pid, storage, home)).start()
+        return child.returncode
 
-    def _watch(self) -> None:
-        deadline = time.monotonic() + 120
-        while self.now == self.task and time.monotonic() < deadline:
-            if self.sign(self.storage, self.home):
-                (child,) = [c for c in psutil.Process().children() if "pipelines.local" in " ".join(c.cmdline())]
-                os.killpg(child.pid, signal.SIGKILL)
-                self.killed = self.now
+    def _kill(self, group: int, storage: Storage, home: Path) -> None:
+        while self.tasks[-1] == self.task:
+            if self.sign(storage, home):
+                os.killpg(group, signal.SIGKILL)
+                self.killed = self.task
                 return
-            time.sleep(0.02)
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -134,7 +150,7 @@ def copied(source: Storage, target: Storage) -> Storage:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_a_run_killed_at_every_step_ends_with_the_same_content(
     environment: Settings,
     s3: Storage,
@@ -143,6 +159,7 @@ def test_a_run_killed_at_every_step_ends_with_the_same_content(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), str(PROJECT / "tests/support")]))
     (tmp_path / "scratch").mkdir()
     world = Simulator(SimulatorConfig(users=80, items=120, history_days=5))
     ingest(world.history(), s3, environment.home)
@@ -153,23 +170,19 @@ def test_a_run_killed_at_every_step_ends_with_the_same_content(
     arguments = {"run_id": RUN, "base": "production", "preset": "tiny", "overrides": OVERRIDES, **window}
 
     alone, killed = copied(s3, new_bucket()), copied(s3, new_bucket())
-    with platform(alone, tmp_path / "alone", monkeypatch):
-        tasks: list[str] = []
-        run("retraining", arguments, tmp_path / "alone.log", tasks.append)
-    assert set(tasks) == set(KILLED_WHEN), "the whole pipeline ran: the test knows every step"
+    with platform(alone, tmp_path / "alone", monkeypatch) as storage:
+        whole = Attempt(tmp_path / "alone.log")
+        assert whole.run(arguments, storage, tmp_path / "alone") == 0, whole.log.read_text()[-3000:]
+    assert set(whole.tasks) == set(KILLED_WHEN), "the whole pipeline ran: the test knows every step"
 
-    happened = []
-    with platform(killed, tmp_path / "killed", monkeypatch) as storage:
-        for number, (task, sign) in enumerate(KILLED_WHEN.items()):
-            killer = Killer(task, sign, storage, tmp_path / "killed")
-            with pytest.raises(PipelineFailed):
-                run("retraining", arguments, tmp_path / f"killed{number}.log", killer)
-            assert killer.thread is not None
-            killer.thread.join()
-            happened.append(killer.killed)
-            shutil.rmtree(tmp_path / "scratch")
-            (tmp_path / "scratch").mkdir()
-        run("retraining", arguments, tmp_path / "resumed.log")
+    happened, home = [], tmp_path / "killed"
+    with platform(killed, home, monkeypatch) as storage:
+        for task, sign in KILLED_WHEN.items():
+            attempt = Attempt(tmp_path / f"{task}.log", task, sign)
+            assert attempt.run(arguments, storage, home) == -signal.SIGKILL, attempt.log.read_text()[-3000:]
+            happened.append(attempt.killed)
+        last = Attempt(tmp_path / "resumed.log")
+        assert last.run(arguments, storage, home) == 0, last.log.read_text()[-3000:]
     assert happened == list(KILLED_WHEN), "killed in every step in turn"
 
     versions = [read_alias(each, "production") for each in (alone, killed)]

@@ -3,18 +3,25 @@
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.compute as pc
 import pytest
 
 from features.intake import exposures as exposure_store
-from features.storage import connect
+from features.storage import Storage, connect
 from features.world.simulator import Simulator, SimulatorConfig
 from models.bundle import list_versions, read_alias, read_manifest
+from monitoring import trial
+from monitoring.trial import Trial, TrialConfig
 from pipelines import loop, processes, stack
+from pipelines.arms import RoutedArm, ServerArm
 from pipelines.loop import LoopConfig, run_loop
+from pipelines.progress import Progress
+from pipelines.result import Loop
 
 # 300 items among 512 semantic ids: a short training suffices for the gate to bless.
 OVERRIDES = {"pretrain.epochs": 1, "pretrain.batch_requests": 16, "incremental.epochs": 1, "tokenizer.codes": 8}
@@ -70,3 +77,24 @@ def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert stack.entries(home) == {}
     assert left(home) == []
     assert [port for port in ports if not processes.is_free(port)] == []
+
+
+def test_while_a_canary_is_under_way_its_split_routes_the_retrained_arm(s3: Storage) -> None:
+    """And only then; the candidate is waited for, so that nobody is answered by production in its place."""
+    waited = []
+    client = SimpleNamespace(wait_for_version=lambda model, version: waited.append((model, version)))
+    config, world = LoopConfig(), Simulator(SimulatorConfig(users=6, items=100, history_days=1))
+    playing = Loop(config=config, world=world, storage=s3, client=client, progress=Progress(), prefix="p")  # type: ignore[arg-type]
+    loop._route(playing)
+    assert isinstance(playing.arms["onerec"], ServerArm)
+    trying = Trial(version="v2", stable="v1", started="2026-01-02", unit="user", config=TrialConfig(share=0.4))
+    s3.put_json(trial.OPEN, asdict(trying))
+    loop._route(playing)
+    router = playing.arms["onerec"]
+    assert isinstance(router, RoutedArm)
+    assert router.split == trying.split
+    assert [arm.model for arm in (router.stable, router.canary)] == ["onerec", "onerec-candidate"]
+    assert waited == [("onerec-candidate", "v2")]
+    s3.remove(trial.OPEN)
+    loop._route(playing)
+    assert isinstance(playing.arms["onerec"], ServerArm)

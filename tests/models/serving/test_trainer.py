@@ -103,7 +103,7 @@ def test_the_server_and_this_process_draw_from_the_same_distribution(
         for parameter in bundle.model.parameters():  # not the weights that the server began with
             parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
     here = InProcessSampler(bundle.model, bundle.catalogue, config)
-    there = ServerSampler("http://testserver", "admin-token", bundle.catalogue, config, connect=lambda _: client)
+    there = ServerSampler("http://127.0.0.1", "admin-token", bundle.catalogue, config, connect=lambda _: client)
     asked = contexts(bundle)
     found = []
     for sampler in (here, there):
@@ -130,7 +130,7 @@ def test_pushes_lag_and_a_restarted_server_gets_the_last_push_again(
 ) -> None:
     bundle = Bundle.load(folder)
     asked = contexts(bundle)
-    sampler = ServerSampler("http://testserver", "admin-token", bundle.catalogue, every=3, connect=lambda _: client)
+    sampler = ServerSampler("http://127.0.0.1", "admin-token", bundle.catalogue, every=3, connect=lambda _: client)
     pushed, stale = [], []
     for step in range(5):
         pushed.append(sampler.advance(bundle.model, step))
@@ -151,7 +151,7 @@ def test_beams_come_in_order_and_few_items_are_padded(client: TestClient, folder
     found = []
     for sampler in (
         InProcessSampler(bundle.model, bundle.catalogue),
-        ServerSampler("http://testserver", "admin-token", bundle.catalogue, connect=lambda _: client),
+        ServerSampler("http://127.0.0.1", "admin-token", bundle.catalogue, connect=lambda _: client),
     ):
         sampler.advance(bundle.model, 0)
         found.append(sampler.draw(asked, 12, seed=0, mode="beam"))
@@ -163,10 +163,10 @@ def test_beams_come_in_order_and_few_items_are_padded(client: TestClient, folder
 
 def test_a_wrong_token_and_another_architecture_are_refused(client: TestClient, folder: Path) -> None:
     bundle = Bundle.load(folder)
-    stranger = ServerSampler("http://testserver", "guessed", bundle.catalogue, connect=lambda _: client)
+    stranger = ServerSampler("http://127.0.0.1", "guessed", bundle.catalogue, connect=lambda _: client)
     with pytest.raises(RolloutsRefused, match="not the administrator's token"):
         stranger.advance(bundle.model, 0)
-    sampler = ServerSampler("http://testserver", "admin-token", bundle.catalogue, connect=lambda _: client)
+    sampler = ServerSampler("http://127.0.0.1", "admin-token", bundle.catalogue, connect=lambda _: client)
     with pytest.raises(RolloutsRefused, match="not of this architecture"):
         sampler.advance(torch.nn.Linear(2, 2), 0)  # type: ignore[arg-type]
     nobody = [{"name": "static", "datatype": "INT64", "shape": [1, 8], "data": [0] * 8}]

@@ -153,7 +153,9 @@ ROLLED = replace(
 
 
 def test_roll_outs_beside_exposures_with_everything_logged(log, pretrained, reward, tmp_path) -> None:
-    metrics = align(log.folder, log.catalogue, ROLLED, tmp_path / "out", init=pretrained, reward=reward)
+    rules = "[[rule]]\nname = 't1'\nattribute = 'tag'\nvalues = ['t1']\ntarget_share = 0.9\nboost = 2.0"
+    config = replace(ROLLED, rules=rules)
+    metrics = align(log.folder, log.catalogue, config, tmp_path / "out", init=pretrained, reward=reward)
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [record["rollouts/staleness"] for record in records] == [0, 1, 0, 1]
     wanted = {
@@ -167,6 +169,8 @@ def test_roll_outs_beside_exposures_with_everything_logged(log, pretrained, rewa
     wanted |= {"policy/advantage_std", "rollouts/legality", "rollouts/wait_share", "rollouts/samples_per_s"}
     assert all(wanted | {"feedback/gbpo/bounded_share", "format/kept_share"} <= set(record) for record in records)
     assert {"rollouts/samples_per_s", "rollouts/wait_share", "legality"} <= set(metrics)
+    assert 0 < metrics["share/t1"] < 0.9
+    assert metrics["industrial/t1"] > 0
     with pytest.raises(WrongCheckpoint, match="config"):
         align(log.folder, log.catalogue, replace(ROLLED, group=9), tmp_path / "out", init=pretrained, reward=reward)
     with pytest.raises(ValueError, match="needs a reward model"):

@@ -142,6 +142,16 @@ def test_ecpo_is_grpo_while_nothing_is_stale(world, model_config) -> None:
     assert torch.equal(*found)
 
 
+def test_dropout_makes_no_ratio(world, model_config) -> None:
+    model = model_of(replace(model_config, dropout=0.5))
+    given = replace(QUICK, max_steps=1)
+    found = align_on_rollouts(model, given, rollouts=rollouts(world, model, given), logged=logged(world, model))
+    assert found["ecpo/ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert found["policy/kl_pretrained"] == pytest.approx(0, abs=1e-6)
+    assert found["feedback/policy/kl_pretrained"] == pytest.approx(0, abs=1e-6)
+    assert model.training
+
+
 @pytest.mark.parametrize("objective", ["grpo", "ecpo", "gbpo", "dpo", "s-dpo"])
 @pytest.mark.parametrize("value", [0.7, math.nan, math.inf], ids=["equal", "missing", "infinite"])
 def test_a_step_in_which_no_reward_tells_anything_moves_nothing(world, model_config, objective, value) -> None:
