@@ -131,6 +131,9 @@ def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: 
         gap = by_name[arm]["gap_closed"]
         found |= {f"gap_closed_{key}": gap["value"], f"gap_closed_{key}_low": gap["low"]}
         found |= {f"{key}_over_cascade_low": by_name[arm]["over_cascade"]["low"]}
+        selected = by_name.get(f"{arm}, selected", {"gap_closed": {}})["gap_closed"]
+        found |= {f"gap_closed_{key}_selected": selected.get("value")}
+        found |= {f"gap_closed_{key}_selected_low": selected.get("low")}
     found |= {f"legality_{name}": after.get(name) for name in ("pretrained", "without_format", "random_k", "top_k")}
     found |= {f"max_gradient_{name}": curves.get("stability", {}).get(name, {}).get("max_gradient")
               for name in ("grpo", "ecpo", "gbpo")}  # fmt: skip

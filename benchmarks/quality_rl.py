@@ -48,13 +48,22 @@ from models.training.reward import train_reward
 from monitoring.experiment import bootstrap_mean
 
 LIST, BEAM, LISTED = 10, 64, 50
+_ROLLOUTS: dict[str, Any] = {
+    "objective": "ecpo",
+    "signal": "rollouts",
+    "users_share": 0.2,
+    "group": 16,
+    "push_every": 10,
+}
 ARMS: dict[str, dict[str, Any]] = {
     "longer": {},
     "rsft": {"objective": "rsft"},
     "rsft + gbpo": {"objective": "gbpo"},
-    "rsft + ecpo": {"objective": "ecpo", "signal": "rollouts", "users_share": 0.2, "group": 16, "push_every": 10},
+    "rsft + ecpo": {**_ROLLOUTS},
+    "rsft + ecpo of beams": {**_ROLLOUTS, "search": "beam", "rollout_requests": 24, "learning_rate": 2e-4},
 }
-"""What each changes in alignment as configured; ``longer`` is none."""
+"""What each changes in alignment as configured; ``longer`` is none. Beams, more requests a step and the lower rate are
+what worked best in the simulator (docs/log.md), not here."""
 BASE = "pretrained"
 MEASURES = {
     "recall@10": "share of the long views since the date that stand among the ten",
