@@ -342,8 +342,9 @@ def main(
         "# Results",
         "",
         "Written by `python -m benchmarks.results` from kept runs; do not edit. All items are ranked, histories are "
-        "masked, a hit is the very item; validation chose everything, the test was looked at once. Seconds are those "
-        "of the slowest seed on a shared machine, tokenizer, training and ranking included.",
+        "masked, a hit is the very item. Validation chose everything; where a test was looked at more than once, "
+        "[the log](log.md) says so. Seconds are those of the slowest seed on a shared machine, tokenizer, training and "
+        "ranking included.",
         "",
         f"Machine: {hardware()}.",
         "",

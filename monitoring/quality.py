@@ -66,7 +66,6 @@ THRESHOLDS = (
     Threshold(metric="illegal_items", operator="<=", bound=0),
     Threshold(metric="coverage", operator=">=", bound=0.02),
     Threshold(metric="calibration_error", operator="<=", bound=0.15),
-    Threshold(metric="cold_start_share", operator="<=", bound=0.9),
     Threshold(metric="density", operator="<=", bound=0.9),
     Threshold(metric="latency_ms", operator="<=", bound=1000),
     Threshold(metric="over_production_high", operator=">=", bound=0, of="comparison"),

@@ -11,9 +11,7 @@ from pipelines.cli import HOME, Home, Json, app, emit, fail, out
 
 @app.command()
 def report(
-    day: Annotated[
-        str, typer.Option(help="A UTC day, such as 2026-01-15; default: the newest stored.")
-    ] = "",
+    day: Annotated[str, typer.Option(help="A UTC day, such as 2026-01-15; default: the newest stored.")] = "",
     days: Annotated[int, typer.Option(help="How many days the plots reach back.", min=2, max=366)] = 14,
     output: Annotated[Path | None, typer.Option(help="The file; default: HOME/reports/DAY.html.")] = None,
     home: Home = HOME,

@@ -1,8 +1,8 @@
 """Prometheus metrics of the collector, in a registry of their own so that two collectors fit in one process.
 
 What an operator watches: ``onerec_collector_oldest_unuploaded_seconds`` and ``onerec_collector_updater_lag_seconds``
-grow while S3 or the on-line store is away; ``onerec_collector_wal_bytes`` over the budget says how long the disk lasts. All of them are
-listed in docs/intake.md.
+grow while S3 or the on-line store is away; ``onerec_collector_wal_bytes`` over the budget says how long the disk lasts.
+All of them are listed in docs/intake.md.
 """
 
 from functools import partial
