@@ -12,6 +12,7 @@ import hashlib
 import logging
 import socket
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class ServerSampler:
         self._headers = {"authorization": f"Bearer {token}"}
         self._connect = connect or (lambda address: httpx.Client(base_url=address, timeout=TIMEOUT_S))
         self._clients: dict[str, httpx.Client] = {}
+        self._sent: dict[str, int] = {}
+        self._sending = threading.Lock()
         self._names = Names(catalogue)
         self._run = uuid.uuid4().hex[:8]
         self._folder = tempfile.TemporaryDirectory(prefix="onerec-push-")
@@ -167,6 +170,7 @@ class ServerSampler:
                 return to.post(f"/onerec/models/{self._name}/weights", content=file, headers=headers)
 
         self._insist(send, address, "a push of weights")
+        self._sent[address] = self._sent.get(address, 0) + 1
 
     def _parameters(self, count: int, seed: int, mode: Mode) -> dict[str, Any]:
         chosen: dict[str, Any] = {"mode": mode, "exclude_seen": self.config.exclude_seen}
@@ -181,6 +185,7 @@ class ServerSampler:
         body = {"inputs": inputs_of(context, self._names.catalogue), "parameters": {**parameters, **timeout}}
         path, deadline = f"/v2/models/{self._name}/infer", time.monotonic() + self._patience_s
         while True:
+            before = dict(self._sent)
             answer, address = self._insist(lambda to: to.post(path, json=body), address, "roll-outs")
             found = answer.json()
             version = found["parameters"]["model_version"]
@@ -192,7 +197,9 @@ class ServerSampler:
                     f"the roll-out server at {address} keeps answering with weights {version!r}, not "
                     f"{self.version!r}; give every trainer a server of its own"
                 )
-            self._send(address)
+            with self._sending:  # of several threads that find a restarted server one pushes, the others ask again
+                if self._sent.get(address) == before.get(address):
+                    self._send(address)
 
     def _insist(
         self, send: Callable[[httpx.Client], httpx.Response], address: str, what: str
