@@ -118,8 +118,17 @@ def main(
     curves = studied(sizes, budget, folder) if studies else {}
     plot = folder / "alignment.html"
     draw(rows, curves, plot)
-    finish({**headline(rows, records, curves), "quick": quick, "budget": asdict(budget), "sizes": asdict(sizes),
-            "arms": rows, "studies": curves, "plot": str(plot)})  # fmt: skip
+    finish(
+        {
+            **headline(rows, records, curves),
+            "quick": quick,
+            "budget": asdict(budget),
+            "sizes": asdict(sizes),
+            "arms": rows,
+            "studies": curves,
+            "plot": str(plot),
+        }
+    )
 
 
 def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: dict[str, Any]) -> dict[str, Any]:
@@ -135,8 +144,10 @@ def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: 
         found |= {f"gap_closed_{key}_selected": selected.get("value")}
         found |= {f"gap_closed_{key}_selected_low": selected.get("low")}
     found |= {f"legality_{name}": after.get(name) for name in ("pretrained", "without_format", "random_k", "top_k")}
-    found |= {f"max_gradient_{name}": curves.get("stability", {}).get(name, {}).get("max_gradient")
-              for name in ("grpo", "ecpo", "gbpo")}  # fmt: skip
+    found |= {
+        f"max_gradient_{name}": curves.get("stability", {}).get(name, {}).get("max_gradient")
+        for name in ("grpo", "ecpo", "gbpo")
+    }
     found["duration_rho"] = sum(record["duration"]["advantage"] for record in records) / len(records)
     found["duration_rho_raw"] = sum(record["duration"]["raw"] for record in records) / len(records)
     found["cold_start_change"] = changes(rows, CHOSEN, "cold_start_share")

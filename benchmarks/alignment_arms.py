@@ -66,11 +66,22 @@ class Arm:
     def configured(self, budget: Budget, seed: int) -> AlignConfig:
         """The stage's configuration."""
         common: dict[str, Any] = {
-            "learning_rate": 4e-4, "batch_requests": ANCHOR, "search": "beam", "max_steps": budget.steps,
-            "log_every": 1, "schedule": "constant", "warmup_steps": 5, "checkpoint_every": 10**6,
+            "learning_rate": 4e-4,
+            "batch_requests": ANCHOR,
+            "search": "beam",
+            "max_steps": budget.steps,
+            "log_every": 1,
+            "schedule": "constant",
+            "warmup_steps": 5,
+            "checkpoint_every": 10**6,
             "rollout_requests": budget.requests,
-            "group": budget.group, "users_share": 1.0, "push_every": 5, "seed": seed, "threads": 1, **WEIGHTS,
-        }  # fmt: skip
+            "group": budget.group,
+            "users_share": 1.0,
+            "push_every": 5,
+            "seed": seed,
+            "threads": 1,
+            **WEIGHTS,
+        }
         return AlignConfig(**{**common, **self.config})
 
 
@@ -108,9 +119,16 @@ def train(
 
 
 def align(
-    lab: Lab, arm: Arm, budget: Budget, data: Path, model: Generator, judge: Judging | None, day: int,
-    *, anchored: bool = True,
-) -> tuple[Generator, list[dict[str, float]]]:  # fmt: skip
+    lab: Lab,
+    arm: Arm,
+    budget: Budget,
+    data: Path,
+    model: Generator,
+    judge: Judging | None,
+    day: int,
+    *,
+    anchored: bool = True,
+) -> tuple[Generator, list[dict[str, float]]]:
     """One night on the log in ``data``: the aligned model, and a record of every step.
 
     Not ``anchored``: without the next-token loss on the log.
@@ -166,13 +184,22 @@ def exposures(shop: Workshop[AlignConfig], config: AlignConfig) -> Callable[[int
     data = shop.data
     everything = np.ones(len(data), bool)
     batches = Batches(
-        data, shop.contexts, shop.catalogue, everything,
-        batch_requests=config.batch_requests, shuffle_window=10**9, seed=config.seed,
-    )  # fmt: skip
+        data,
+        shop.contexts,
+        shop.catalogue,
+        everything,
+        batch_requests=config.batch_requests,
+        shuffle_window=10**9,
+        seed=config.seed,
+    )
     judged = duration_aware_advantage(
-        data.column("play_ms"), data.column("duration_ms"), data.column("dislike"), data.column("user_id"),
-        data.times_ms, config=DurationConfig(top_share=config.top_share),
-    )  # fmt: skip
+        data.column("play_ms"),
+        data.column("duration_ms"),
+        data.column("dislike"),
+        data.column("user_id"),
+        data.times_ms,
+        config=DurationConfig(top_share=config.top_share),
+    )
     told = told_of(shop, judged.advantage)
     return lambda number: told(shop.example(batches(number)))
 

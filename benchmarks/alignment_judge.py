@@ -20,8 +20,21 @@ from models.generator import Generator
 from models.pathways import to_tensors
 from models.training.data import Holdout, RunData
 
-MEASURES = ("play_s", "stay_s", "views", "lt7", "click", "long_view", "like", "follow", "comment", "collect",
-            "forward", "profile_enter", "dislike")  # fmt: skip
+MEASURES = (
+    "play_s",
+    "stay_s",
+    "views",
+    "lt7",
+    "click",
+    "long_view",
+    "like",
+    "follow",
+    "comment",
+    "collect",
+    "forward",
+    "profile_enter",
+    "dislike",
+)
 """Kept by user; ``play_s`` is the stay time that gaps are taken of: the oracle is exact there."""
 LONG_S = 120.0
 CHUNK = 32
@@ -50,9 +63,12 @@ class Judge:
         """True measures by held-out user, and what kind of items are served."""
         lab, found = self.lab, self.lab.judge(lists)
         at_one = Holdout(
-            context=lab.asked, user_ids=lab.held, times_ms=np.full(len(lab.held), lab.start_ms + HOUR_MS),
-            seen=lab.seen, relevant=[set() for _ in lab.held],
-        )  # fmt: skip
+            context=lab.asked,
+            user_ids=lab.held,
+            times_ms=np.full(len(lab.held), lab.start_ms + HOUR_MS),
+            seen=lab.seen,
+            relevant=[set() for _ in lab.held],
+        )
         said = describe(lists, at_one, lab.catalogue, self._shown)
         seconds = lab.catalogue.duration_ms[lab.catalogue.rows([item for each in lists for item in each])] / 1000
         return {

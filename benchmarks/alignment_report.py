@@ -76,11 +76,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     lines = []
     for row in rows:
         gap, lead = row["gap_closed"], row["over_cascade"]
-        lines.append([
-            row["arm"], *(row[name] for name in columns),
-            f"{gap['value']:+.1%} [{gap['low']:+.1%}, {gap['high']:+.1%}]",
-            f"{lead['value']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}]",
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["arm"],
+                *(row[name] for name in columns),
+                f"{gap['value']:+.1%} [{gap['low']:+.1%}, {gap['high']:+.1%}]",
+                f"{lead['value']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}]",
+            ]
+        )
     table("true value of one list of ten (held-out users)", ["arm", *columns, "gap closed", "over cascade, s"], lines)
     rails = ["cold_start_share", "density", "long_share", "duration_s", "distinct", "recall50", "legality"]
     table("guard-rails", ["arm", *rails], [[row["arm"], *(row.get(name, "") for name in rails)] for row in rows])
@@ -88,16 +91,26 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def draw(rows: list[dict[str, Any]], studies: dict[str, Any], file: Path) -> None:
     """One page: stay time by arm, the seesaw, and the studies' curves."""
-    titles = ("stay time by arm: gap closed to the oracle", "seesaw: change against pre-trained", "legality under RL",
-              "gradient norm, lagging sampler", "rules: share against stay time", "self-generated share")  # fmt: skip
+    titles = (
+        "stay time by arm: gap closed to the oracle",
+        "seesaw: change against pre-trained",
+        "legality under RL",
+        "gradient norm, lagging sampler",
+        "rules: share against stay time",
+        "self-generated share",
+    )
     figure = make_subplots(rows=3, cols=2, subplot_titles=titles)
     gaps = {row["arm"]: row["gap_closed"] for row in rows if row["arm"] not in ("oracle", "chance", "pretrained")}
     up = [gap["high"] - gap["value"] for gap in gaps.values()]
     down = [gap["value"] - gap["low"] for gap in gaps.values()]
     figure.add_bar(
-        x=list(gaps), y=[gap["value"] for gap in gaps.values()], showlegend=False, row=1, col=1,
+        x=list(gaps),
+        y=[gap["value"] for gap in gaps.values()],
+        showlegend=False,
+        row=1,
+        col=1,
         error_y={"type": "data", "array": up, "arrayminus": down},
-    )  # fmt: skip
+    )
     by_name = {row["arm"]: row for row in rows}
     for name in (each for each in RIVALS if each in by_name):
         relative = [by_name[name][m] / max(by_name["pretrained"][m], 1e-9) - 1 for m in SEESAW]
@@ -115,9 +128,14 @@ def _curves(figure: go.Figure, studies: dict[str, Any]) -> None:
     for name in ("damped", "boosted"):
         points = studies.get("rules", {}).get(name, [])
         figure.add_scatter(
-            x=[point["share"] for point in points], y=[point["stay_s"] for point in points], name=name,
-            text=[str(point["strength"]) for point in points], mode="lines+markers+text", row=3, col=1,
-        )  # fmt: skip
+            x=[point["share"] for point in points],
+            y=[point["stay_s"] for point in points],
+            name=name,
+            text=[str(point["strength"]) for point in points],
+            mode="lines+markers+text",
+            row=3,
+            col=1,
+        )
     for share, found in studies.get("mixes", {}).items():
         figure.add_scatter(y=found["stay_s"], name=f"own share {share}", row=3, col=2)
     figure.update_yaxes(type="log", row=2, col=2)

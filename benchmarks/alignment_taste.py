@@ -69,8 +69,11 @@ def taste_of(data: RunData, catalogue: Catalogue, items: np.ndarray | None = Non
     beyond = score - of_item[known]
     tags, codes = catalogue.tag.astype(np.int64), catalogue.sids[:, 0].astype(np.int64)
     people, wide, long = int(user.max(initial=-1)) + 1, int(tags.max(initial=0)) + 1, catalogue.codes
-    groups = {"user": (user, people, OF_MANY), "tag": (user * wide + tags[known], people * wide, OF_FEW),
-              "code": (user * long + codes[known], people * long, OF_FEW)}  # fmt: skip
+    groups = {
+        "user": (user, people, OF_MANY),
+        "tag": (user * wide + tags[known], people * wide, OF_FEW),
+        "code": (user * long + codes[known], people * long, OF_FEW),
+    }
     means = {name: _mean(totals(group, beyond[:, None], n), k) for name, (group, n, k) in groups.items()}
     before = [_mean(totals_before(item, times, score[:, None]), OF_MANY)]
     before += [_mean(totals_before(group, times, beyond[:, None]), k) for group, _, k in groups.values()]

@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.harness import kept, place
+from benchmarks.trained import model_in, unpublished
 from features.datasets import Dataset
 from features.histories.context import Context
-from features.histories.windows import Limits
 from features.world.simulator import Simulator, SimulatorConfig, world_hash
-from models.architectures import model_of
-from models.bundle import UNPUBLISHED, Bundle
 from models.decoding.trie import Trie
 from models.generator import Generator
 from models.presets import WEIGHTS
@@ -108,9 +106,14 @@ class Lab:
             **WEIGHTS,
         )
         self.pretraining = pretrain(
-            self.data, self.catalogue, size, config, self.pretrained, code_vectors=self.tokenizer.codebooks,
+            self.data,
+            self.catalogue,
+            size,
+            config,
+            self.pretrained,
+            code_vectors=self.tokenizer.codebooks,
             name="pretrained",
-        )  # fmt: skip
+        )
         self.rewarding = self.learn_reward(self.data, self.folder / "reward")
         self.size = size
 
@@ -143,18 +146,11 @@ class Lab:
 
     def model(self, weights: Path | None = None) -> Generator:
         """The pre-trained policy, or the one whose weights lie in ``weights``."""
-        model = model_of(self.size)
-        model.load_state_dict(load_file((weights or self.pretrained) / "model.safetensors"))
-        return model.eval()
+        return model_in(weights or self.pretrained, self.size)
 
     def recommender(self, model: Generator) -> Recommender:
         """Serves from ``model``."""
-        return Recommender(
-            Bundle(
-                version=UNPUBLISHED, model=model.eval(), tokenizer=self.tokenizer, catalogue=self.catalogue,
-                trie=self.trie, limits=Limits(), metrics={},
-            )
-        )  # fmt: skip
+        return Recommender(unpublished(model, self.tokenizer, self.catalogue))
 
     def contexts(self, users: Sequence[str], log: pa.Table, times_ms: Sequence[int], name: str) -> Context:
         """What a server knows of ``users`` at these times."""

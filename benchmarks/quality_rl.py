@@ -20,20 +20,18 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import typer
-from safetensors.torch import load_file
 
 from benchmarks.equal_loss import write_data
 from benchmarks.harness import command, finish, hardware, kept, spread, table
 from benchmarks.quality import date_of
+from benchmarks.trained import model_in, unpublished
 from features import datasets
 from features.datasets import Dataset
 from features.histories.context import Context
 from features.histories.windows import Limits
 from features.world.usermodel import UserModel, UserModelConfig
-from models.architectures import model_of
 from models.baselines import Popularity
-from models.bundle import UNPUBLISHED, Bundle
-from models.decoding.trie import Trie
+from models.bundle import Bundle
 from models.evaluation import accuracy
 from models.presets import WEIGHTS, recipe
 from models.serving.recommender import Recommender
@@ -145,21 +143,6 @@ def judge(lists: list[list[str]], people: Asked, world: UserModel) -> np.ndarray
     return np.column_stack([scores["recall@10"], scores["ndcg@10"], np.array(stays)])
 
 
-def bundle_of(folder: Path, model: Any, tokenizer: Tokenizer, catalogue: Catalogue) -> Bundle:
-    """What a stage left in ``folder``, ready to recommend."""
-    network = model_of(model)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    return Bundle(
-        version=UNPUBLISHED,
-        model=network.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        catalogue=catalogue,
-        trie=Trie.from_sids(catalogue.sids),
-        limits=Limits(),
-        metrics={},
-    )
-
-
 def ranked(bundle: Bundle, people: Asked) -> list[list[str]]:
     """What the recommender would answer."""
     answers = Recommender(bundle).recommend(people.context, num_items=LISTED, beam_width=BEAM, exclude=people.seen)
@@ -191,7 +174,7 @@ def play(dataset: Dataset, since_ms: int, seed: int, size: Size, folder: Path) -
     for arm in (BASE, *ARMS):
         if arm != BASE:
             training[arm] = _timed(partial(_aligned, arm, data, catalogue, model, policy, first, folder / arm))
-        found = judge(ranked(bundle_of(folder / arm, model, tokenizer, catalogue), people), people, world)
+        found = judge(ranked(unpublished(model_in(folder / arm, model), tokenizer, catalogue), people), people, world)
         arms[arm] = found.tolist()
         print(f"  {arm}: {dict(zip(MEASURES, found.mean(0).round(4).tolist(), strict=True))}", file=sys.stderr)
     return {"arms": arms, "training": training, "people": len(people.users), "exposures": past.num_rows}

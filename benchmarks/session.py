@@ -20,19 +20,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
-from safetensors.torch import load_file
 
 from benchmarks.equal_loss import prepare, write_data
 from benchmarks.harness import finish, kept, table
+from benchmarks.trained import model_in, unpublished
 from features.datasets import Dataset
 from features.histories.context import Context
 from features.histories.windows import Limits
 from features.schema import EXPOSURE, FLAGS, conform
 from features.world.simulator import Simulator, SimulatorConfig
 from features.world.world import Visit
-from models.architectures import model_of
-from models.bundle import UNPUBLISHED, Bundle
-from models.decoding.trie import Trie
+from models.bundle import Bundle
 from models.presets import WEIGHTS
 from models.serving.recommender import Recommender
 from models.sizes import preset
@@ -67,17 +65,7 @@ def train(arm: str, made: tuple[Path, Tokenizer, Catalogue], config: PretrainCon
     size = replace(preset(ARMS[arm][0], catalogue.codes, catalogue.levels), dropout=0.1)
     print(f"training {arm}", file=sys.stderr)
     metrics = pretrain(data, catalogue, size, config, folder, code_vectors=tokenizer.codebooks, name=folder.name)
-    model = model_of(size)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return Bundle(
-        version=UNPUBLISHED,
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        catalogue=catalogue,
-        trie=Trie.from_sids(catalogue.sids),
-        limits=Limits(),
-        metrics=metrics,
-    )
+    return unpublished(model_in(folder, size).requires_grad_(False), tokenizer, catalogue, metrics)
 
 
 def first_visits(world: Simulator) -> list[Visit]:

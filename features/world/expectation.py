@@ -21,8 +21,9 @@ _PATH = 201
 """First key of the paths' random numbers; people use small ones."""
 
 
-def expected(responses: Responses, sessions: Sessions, users: np.ndarray, z: np.ndarray, duration_ms: np.ndarray,
-             day: int) -> dict[str, np.ndarray]:  # fmt: skip
+def expected(
+    responses: Responses, sessions: Sessions, users: np.ndarray, z: np.ndarray, duration_ms: np.ndarray, day: int
+) -> dict[str, np.ndarray]:
     """float64 [U] each, of lists with affinity scores ``z`` [U, P] for the user rows ``users``.
 
     ``play_s`` is watched when the whole list is scrolled, ``stay_s`` until the user leaves, ``views`` how many videos

@@ -125,6 +125,8 @@ def _distinct(samples: Samples) -> float:
     """Mean share of a group's draws that are different SIDs: falls when the policy collapses."""
     if not samples.drawn.any():
         return 0.0
-    counts = [len(row[there].unique(dim=0)) / max(int(there.sum()), 1) for row, there in
-              zip(samples.tokens, torch.from_numpy(samples.drawn), strict=True)]  # fmt: skip
+    counts = [
+        len(row[there].unique(dim=0)) / max(int(there.sum()), 1)
+        for row, there in zip(samples.tokens, torch.from_numpy(samples.drawn), strict=True)
+    ]
     return float(np.mean(counts))

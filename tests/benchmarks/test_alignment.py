@@ -35,10 +35,23 @@ from models.training.data import RunData
 
 SMALL = Sizes(users=60, items=200, held=20)
 KEYS = {
-    "gap_closed_gbpo", "gap_closed_gbpo_low", "gap_closed_ecpo", "gap_closed_ecpo_low", "legality_pretrained",
-    "legality_without_format", "legality_random_k", "legality_top_k", "duration_rho", "duration_rho_raw",
-    "max_gradient_grpo", "max_gradient_ecpo", "max_gradient_gbpo", "cold_start_change", "density_change", "world_hash",
-}  # fmt: skip
+    "gap_closed_gbpo",
+    "gap_closed_gbpo_low",
+    "gap_closed_ecpo",
+    "gap_closed_ecpo_low",
+    "legality_pretrained",
+    "legality_without_format",
+    "legality_random_k",
+    "legality_top_k",
+    "duration_rho",
+    "duration_rho_raw",
+    "max_gradient_grpo",
+    "max_gradient_ecpo",
+    "max_gradient_gbpo",
+    "cold_start_change",
+    "density_change",
+    "world_hash",
+}
 """Of the JSON line, beside the table of arms."""
 
 

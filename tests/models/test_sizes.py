@@ -1,12 +1,16 @@
 """Published sizes, counted on the meta device, against their names; and where the lazy decoder's compute goes."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.flops import count, on_meta, parameters, saved_values, training
+from models.generator import GeneratorConfig
 from models.naive import NaiveConfig
+from models.onerec_session import SessionConfig
 from models.onerec_v1 import V1Config
 from models.onerec_v2 import V2Config
 from models.sizes import V1_SIZES, V2_SIZES, preset
@@ -71,3 +75,22 @@ def test_the_count_without_context_lacks_the_kv_split_alone() -> None:
 def test_counting_needs_no_memory() -> None:
     model = on_meta(replace(LAZY, d_model=4096, heads=32, kv_groups=32))
     assert {parameter.device for parameter in model.parameters()} == {torch.device("meta")}
+
+
+WRONG: list[tuple[Callable[..., GeneratorConfig], dict[str, Any]]] = [
+    (V1Config, {"heads": 3}),
+    (V1Config, {"ffn": 0}),
+    (V1Config, {"queries": -1}),
+    (V1Config, {"experts_in": "encoder"}),
+    (V1Config, {"experts": 2, "active_experts": 2}),
+    (NaiveConfig, {"layers": 0}),
+    (SessionConfig, {"items": 0}),
+    (V2Config, {"processor": "none"}),
+    (V2Config, {"head": "free"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong"), WRONG)
+def test_impossible_sizes_are_refused(kind: Callable[..., GeneratorConfig], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be|>= 0"):
+        kind(**wrong)

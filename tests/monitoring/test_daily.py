@@ -80,8 +80,15 @@ def test_the_page_holds_every_part_and_fetches_nothing(lived: Storage, tmp_path:
     found.feed(text)
     assert found.fetched == []
     assert found.headings == [
-        "Users", "Stay time", "Share of the exposures", "Feedback", "Drift", "Gate", "Intake", "Decisions"
-    ]  # fmt: skip
+        "Users",
+        "Stay time",
+        "Share of the exposures",
+        "Feedback",
+        "Drift",
+        "Gate",
+        "Intake",
+        "Decisions",
+    ]
     assert "<b>10</b>" in text, "ten users came"
     assert "2.00" in text, "200 views of 6 s are 20 minutes of ten users"
     assert "drifted: like &lt;b&gt;" in text

@@ -64,7 +64,7 @@ class FakeWorld:
     name: str = "fake"
 
     def history(self) -> Dataset:
-        raise NotImplementedError
+        raise AssertionError("a day is played without reading the history")
 
     def start(self) -> datetime:
         return MIDNIGHT

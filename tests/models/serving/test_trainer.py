@@ -175,54 +175,58 @@ def test_a_wrong_token_and_another_architecture_are_refused(client: TestClient, 
     assert client.post("/v2/models/onerec/infer", json=plain).json()["parameters"]["push"] == 0
 
 
+LEARNING = AlignConfig(
+    objective="ecpo",
+    signal="rollouts",
+    group=8,
+    rollout_requests=4,
+    push_every=3,
+    checkpoint_every=3,
+    max_steps=12,
+    warmup_steps=0,
+    log_every=1,
+    patience_s=3.0,
+    threads=1,
+)
+
+
+def trained(server: Any, folder: Path, output: Path, dies_at: int = 0) -> tuple[dict[str, Any], torch.Tensor]:
+    """Twelve steps on roll-outs of ``server``, which is killed at judgement ``dies_at``; metrics and all weights."""
+    bundle = Bundle.load(folder)
+    everybody = contexts(bundle, 20)
+    judged: list[int] = []
+
+    def reward(context: Any, items: np.ndarray, requests: np.ndarray) -> np.ndarray:
+        judged.append(1)
+        if len(judged) == dies_at:
+            server.process.kill()
+        return items / len(bundle.catalogue)
+
+    sampler = ServerSampler(
+        server.url, "admin-token", bundle.catalogue, LEARNING.draw, every=3, patience_s=LEARNING.patience_s
+    )
+    given = Rollouts(
+        asked=Asked(count=20, of=everybody.take), reward=reward, sampler=sampler, catalogue=bundle.catalogue
+    )
+    bundle.model.requires_grad_(True)
+    plan = Plan(
+        steps=LEARNING.max_steps,
+        example=lambda number: Step(number=number, logged=None),
+        objective=Alignment(bundle.model, LEARNING, given),
+        training={},
+        guard=lambda: None,
+    )
+    metrics = fit(bundle.model, plan, LEARNING, output)
+    assert server.status()["models"]["onerec"]["version"] == sampler.version
+    return metrics, torch.cat([value.flatten() for value in bundle.model.state_dict().values()])
+
+
 @pytest.mark.long
 def test_a_trainer_and_a_roll_out_server_as_processes(
     s3: Storage, folder: Path, keys: dict[str, str], start_model_server: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Samples come over HTTP while weights go back; a server that dies stops the run, another one lets it go on."""
     version = publish(s3, folder, data_time=datetime(2026, 1, 1, tzinfo=UTC))
-    config = AlignConfig(
-        objective="ecpo",
-        signal="rollouts",
-        group=8,
-        rollout_requests=4,
-        push_every=3,
-        checkpoint_every=3,
-        max_steps=12,
-        warmup_steps=0,
-        log_every=1,
-        patience_s=3.0,
-        threads=1,
-    )
-
-    def trained(server: Any, output: Path, dies_at: int = 0) -> tuple[dict[str, Any], torch.Tensor]:
-        bundle = Bundle.load(folder)
-        everybody = contexts(bundle, 20)
-        judged: list[int] = []
-
-        def reward(context: Any, items: np.ndarray, requests: np.ndarray) -> np.ndarray:
-            judged.append(1)
-            if len(judged) == dies_at:
-                server.process.kill()
-            return items / len(bundle.catalogue)
-
-        sampler = ServerSampler(
-            server.url, "admin-token", bundle.catalogue, config.draw, every=3, patience_s=config.patience_s
-        )
-        given = Rollouts(
-            asked=Asked(count=20, of=everybody.take), reward=reward, sampler=sampler, catalogue=bundle.catalogue
-        )
-        bundle.model.requires_grad_(True)
-        plan = Plan(
-            steps=config.max_steps,
-            example=lambda number: Step(number=number, logged=None),
-            objective=Alignment(bundle.model, config, given),
-            training={},
-            guard=lambda: None,
-        )
-        metrics = fit(bundle.model, plan, config, output)
-        assert server.status()["models"]["onerec"]["version"] == sampler.version
-        return metrics, torch.cat([value.flatten() for value in bundle.model.state_dict().values()])
 
     def running(name: str) -> Any:
         place = tmp_path / name
@@ -231,14 +235,14 @@ def test_a_trainer_and_a_roll_out_server_as_processes(
 
     with running("first") as server:
         server.serving(version)
-        metrics, whole = trained(server, tmp_path / "whole")
+        metrics, whole = trained(server, folder, tmp_path / "whole")
         assert metrics["rollouts/samples_per_s"] > 0
         assert 0 < metrics["rollouts/wait_share"] < 1
         with pytest.raises(RolloutsUnavailable, match="last good checkpoint is kept"):
-            trained(server, tmp_path / "cut", dies_at=8)
+            trained(server, folder, tmp_path / "cut", dies_at=8)
         assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     with running("second") as server:
         server.serving(version)
-        metrics, resumed = trained(server, tmp_path / "cut")
+        metrics, resumed = trained(server, folder, tmp_path / "cut")
     assert metrics["step"] == 12
     torch.testing.assert_close(resumed, whole)

@@ -49,7 +49,11 @@ def test_every_choice_is_a_field_of_the_recipe() -> None:
     }
     found = recipe("tiny", json.dumps(wanted)).align  # some of them are only possible together
     assert (found.objective, found.signal, found.format, found.own_share, found.epochs) == (
-        "ecpo", "hybrid", "random", 0.25, 2,
-    )  # fmt: skip
+        "ecpo",
+        "hybrid",
+        "random",
+        0.25,
+        2,
+    )
     assert [rule.name for rule in found.industrial] == ["new"]
     assert recipe("tiny").align.signal == "exposures", "the nightly default needs no sampler"
