@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, LABEL, ROW, TOP, NUMBER = 760, 230, 26, 40, 150
+WIDTH, LABEL, ROW, TOP, NUMBER = 780, 230, 26, 40, 180
 """Pixels: of the picture, the labels and a row, above the first row, and of the numbers on the right."""
 INK, PALE, STRONG = "#1f2328", "#9aa7b4", "#2563eb"
 
@@ -50,7 +50,10 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
 def _row(row: Bar, y: int, zero: float, ends: tuple[float, float, float]) -> str:
     value, low, high = ends
     middle = y + ROW / 2
-    number = f"{row.value:.4f}" if row.low == row.high else f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]"
+    digits = 4 if max(abs(row.value), abs(row.low), abs(row.high)) < 1 else 1  # a share, or seconds
+    number = f"{row.value:.{digits}f}"
+    if row.low != row.high:
+        number += f" [{row.low:.{digits}f}, {row.high:.{digits}f}]"
     return (
         f'<text x="{LABEL - 10}" y="{middle + 4}" text-anchor="end" fill="{INK}">{html.escape(row.label)}</text>'
         f'<rect x="{min(zero, value)}" y="{y + 5}" width="{abs(value - zero):.1f}" height="{ROW - 10}" '

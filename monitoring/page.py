@@ -41,6 +41,8 @@ def plots(sections: Iterable[tuple[str, go.Figure | None, str]], layout: Mapping
 
 
 def _div(figure: go.Figure, title: str, layout: Mapping[str, Any]) -> str:
-    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 20, "b": 45}, **layout)
+    # The tool bar stands upright, or it would cover the legend.
+    style: dict[str, Any] = {"margin": {"l": 60, "r": 40, "t": 20, "b": 45}, "modebar": {"orientation": "v"}}
+    figure.update_layout(template="plotly_white", **style, **layout)
     # Named, because plotly's own names are random and a stage is known by the digest of its files.
     return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=re.sub(r"\W+", "-", title)))
