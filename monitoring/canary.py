@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import stats
+from scipy.special import stdtr
 
 PROMOTE, ROLLBACK, CONTINUE = "promote", "rollback", "continue"
 MEASURED = ("stay_seconds", "dislikes")
@@ -144,7 +144,7 @@ def _p_value(canary: Arm, stable: Arm, *, factor: float, sign: int, floor: float
     if total == 0:  # everybody alike: a difference is certain, none says nothing
         return 0.0 if difference > 0 else 1.0
     freedom = total**2 / float((parts**2 / np.array([canary.users - 1, stable.users - 1])).sum())
-    return float(stats.t.sf(difference / math.sqrt(total), freedom))
+    return float(stdtr(freedom, -difference / math.sqrt(total)))
 
 
 def compare(

@@ -17,8 +17,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from scipy import sparse
-from sklearn.feature_extraction import FeatureHasher
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from models.tokenizer.cooccurrence import Collaborative, collaborative, engagements
@@ -79,6 +77,10 @@ def user_pairs(items: pa.Table, exposures: pa.Table, vectors: np.ndarray) -> tup
 
 def content_pairs(items: pa.Table) -> np.ndarray:
     """Rows int64 [m, 2] of items alike in their words, tags, author and music: for a catalogue without any log."""
+    # Imported by who fits: scikit-learn takes a second or two, and a server only loads.
+    from sklearn.feature_extraction import FeatureHasher
+    from sklearn.neighbors import NearestNeighbors
+
     columns = (items.column(name).to_pylist() for name in ("title", "tags", "author_id", "music_id"))
     names = [
         [*(title or "").lower().split(), *(tags or ()), *(f"by {author}" for author in [author] if author), music or ""]

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 from scipy.linalg import orthogonal_procrustes
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from models.tokenizer.interactions import item_rows, newest, strength, times, user_item, user_numbers
@@ -41,6 +40,9 @@ class Collaborative:
 
 def collaborative(engaged: sparse.csr_matrix, dim: int, seed: int) -> Collaborative:
     """The vectors of the items of a user x item matrix; all zero when it has too few pairs for ``dim`` dimensions."""
+    # Imported by who fits: scikit-learn takes a second or two, and a server only loads.
+    from sklearn.utils.extmath import randomized_svd
+
     together = sparse.csr_matrix(engaged.T @ engaged)
     together.setdiag(0)
     together.eliminate_zeros()

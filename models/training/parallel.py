@@ -1,23 +1,25 @@
 """One model on several workers: DistributedDataParallel through Ray Train, or FSDP2.
 
 FSDP2 shards every block's parameters, gradients and moments over the workers and gathers a block's weights while it
-computes. It is meant for GPUs and has been run on CPU workers only. Left out: tensor and pipeline parallelism.
+computes. It is meant for GPUs and has been run on CPU workers only. What shards is imported by who has several workers:
+it takes a second. Left out: tensor and pipeline parallelism.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.generator import Generator
 from models.training.config import FitConfig
 from models.training.device import world
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def distributed(model: nn.Module, config: FitConfig) -> nn.Module:
@@ -48,6 +50,9 @@ def sharded(model: nn.Module, config: FitConfig) -> bool:
     """Shards ``model`` when it is so configured, and says whether."""
     if not shards(model, config):
         return False
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
     for block in model.blocks if isinstance(model, Generator) else ():
         fully_shard(block, mesh=mesh)
@@ -67,12 +72,23 @@ def gradients_stay(model: nn.Module, here: bool) -> Iterator[None]:
 
 def whole(value: Tensor) -> Tensor:
     """A parameter or moment gathered from its shards, on the CPU; every worker must ask."""
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
+    return (value.full_tensor() if _shared(value) else value).detach().cpu()
+
+
+def _shared(value: Tensor) -> TypeGuard["DTensor"]:
+    """Whether the workers hold a part of it each."""
+    if world() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
 
 
 def like(value: Tensor, other: Tensor) -> Tensor:
     """``value`` sharded as ``other`` is."""
-    if isinstance(other, DTensor):
+    if _shared(other):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
     return value
 
@@ -86,7 +102,7 @@ def scaled_norm(model: nn.Module, factor: float, limit: float) -> float:
     if not grads:
         return 0.0
     found = nn.utils.get_total_norm(grads, foreach=True)
-    norm = float(found.full_tensor() if isinstance(found, DTensor) else found) * factor
+    norm = float(found.full_tensor() if _shared(found) else found) * factor
     if math.isfinite(norm):
         torch._foreach_mul_(grads, factor * min(1.0, limit / (norm + 1e-6)))
     return norm

@@ -11,8 +11,6 @@ import os
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from models.tokenizer.modalities.tokens import Tokens
@@ -39,6 +37,9 @@ class HashedText:
     @classmethod
     def fit(cls, items: pa.Table, width: int, seed: int) -> "HashedText":
         """Frequencies and directions of the titles of ITEM rows."""
+        # Imported by who fits: scikit-learn takes a second or two, and a server only loads.
+        from sklearn.utils.extmath import randomized_svd
+
         counts = ngrams(texts_of(items))
         idf = inverse_frequency(counts)
         x = weighted(counts, idf)
@@ -64,6 +65,8 @@ class HashedText:
 
 def ngrams(texts: list[str]) -> sparse.csr_matrix:
     """Hashed counts [n, 2 spaces]: words and pairs of words, then pieces of words of three and four characters."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     if not texts:  # the vectorizer cannot hash nothing
         return sparse.csr_matrix((0, 2 * _HASHED), dtype=np.float32)
     shared = {"n_features": _HASHED, "alternate_sign": False, "norm": None, "dtype": np.float32}
