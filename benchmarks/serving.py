@@ -33,6 +33,44 @@ ALONE = ("engine", "context")
 SERVED = ("share", "knee", "batching", "rival", "swaps", "overload")
 PARTS = (*ALONE, *SERVED)
 BEAM, NARROW, WIDEST = 128, 16, 512
+_WIDE, _NARROW = f"beam_{BEAM}", f"beam_{NARROW}"
+PLACES = {
+    "batching_gain": ("batching", _NARROW, "gain"),
+    "batching_gain_128": ("batching", _WIDE, "gain"),
+    "throughput_vs_hf": ("rival", _WIDE, "throughput_vs_hf"),
+    "throughput_vs_hf_16": ("rival", _NARROW, "throughput_vs_hf"),
+    "http_share": ("share", _WIDE, "http_share"),
+    "http_share_16": ("share", _NARROW, "http_share"),
+    "liveness_ms": ("share", _WIDE, "liveness_max_ms"),
+    "liveness_ms_16": ("share", _NARROW, "liveness_max_ms"),
+    "mfu_inference": ("engine", _WIDE, "mfu"),
+    "mfu_inference_16": ("engine", _NARROW, "mfu"),
+    "mfu_inference_512": ("engine", f"beam_{WIDEST}", "mfu"),
+    "single_ms_512": ("engine", f"beam_{WIDEST}", "single_ms"),
+    "mfu_bound_by": ("engine", _WIDE, "time_by_kind"),
+    "p50_ms_at_half_load": ("knee", "half", "p50_ms"),
+    "p99_ms_at_half_load": ("knee", "half", "p99_ms"),
+    "overload_p99_ms": ("overload", "p99_ms"),
+    "overload_keeps_p99": ("overload", "keeps_p99"),
+    "overload_calm_p99_ms": ("overload", "calm", "p99_ms"),
+    "overload_statuses": ("overload", "statuses"),
+    "overload_unexpected": ("overload", "unexpected"),
+    "overload_timed_out": ("overload", "timed_out"),
+    "overload_memory_growth": ("overload", "memory_growth"),
+    "overload_liveness_ms": ("overload", "health", "max_ms"),
+    "failed_requests": ("swaps", "failed_requests"),
+    "mixed_versions": ("swaps", "mixed_versions"),
+    "old_weights_freed": ("swaps", "old_weights_freed"),
+    "swaps": ("swaps", "swaps"),
+    "swaps_p99_ms": ("swaps", "p99_ms"),
+    "swaps_liveness_ms": ("swaps", "liveness_max_ms"),
+    "swap_seconds": ("swaps", "swap_seconds_p50"),
+    "context_growth": ("context", _WIDE, "v2"),
+    "context_growth_16": ("context", _NARROW, "v2"),
+    "context_growth_v1": ("context", _WIDE, "v1"),
+    "context_growth_v1_16": ("context", _NARROW, "v1"),
+}
+"""Where each figure that counts lies in what the parts measured."""
 
 
 @contextmanager
@@ -65,52 +103,15 @@ def alone(name: str, items: int, quick: bool) -> dict[str, Any]:
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The figures that count, of the parts that were measured."""
-    wide, narrow = f"beam_{BEAM}", f"beam_{NARROW}"
-    places: dict[str, tuple[str | int, ...]] = {
-        "batching_gain": ("batching", narrow, "gain"),
-        "batching_gain_128": ("batching", wide, "gain"),
-        "throughput_vs_hf": ("rival", wide, "throughput_vs_hf"),
-        "throughput_vs_hf_16": ("rival", narrow, "throughput_vs_hf"),
-        "http_share": ("share", wide, "http_share"),
-        "http_share_16": ("share", narrow, "http_share"),
-        "liveness_ms": ("share", wide, "liveness_max_ms"),
-        "liveness_ms_16": ("share", narrow, "liveness_max_ms"),
-        "mfu_inference": ("engine", wide, "mfu"),
-        "mfu_inference_16": ("engine", narrow, "mfu"),
-        "mfu_inference_512": ("engine", f"beam_{WIDEST}", "mfu"),
-        "single_ms_512": ("engine", f"beam_{WIDEST}", "single_ms"),
-        "mfu_bound_by": ("engine", wide, "time_by_kind"),
-        "p50_ms_at_half_load": ("knee", "half", "p50_ms"),
-        "p99_ms_at_half_load": ("knee", "half", "p99_ms"),
-        "overload_p99_ms": ("overload", "p99_ms"),
-        "overload_keeps_p99": ("overload", "keeps_p99"),
-        "overload_calm_p99_ms": ("overload", "calm", "p99_ms"),
-        "overload_statuses": ("overload", "statuses"),
-        "overload_unexpected": ("overload", "unexpected"),
-        "overload_timed_out": ("overload", "timed_out"),
-        "overload_memory_growth": ("overload", "memory_growth"),
-        "overload_liveness_ms": ("overload", "health", "max_ms"),
-        "failed_requests": ("swaps", "failed_requests"),
-        "mixed_versions": ("swaps", "mixed_versions"),
-        "old_weights_freed": ("swaps", "old_weights_freed"),
-        "swaps": ("swaps", "swaps"),
-        "swaps_p99_ms": ("swaps", "p99_ms"),
-        "swaps_liveness_ms": ("swaps", "liveness_max_ms"),
-        "swap_seconds": ("swaps", "swap_seconds_p50"),
-        "context_growth": ("context", wide, "v2"),
-        "context_growth_16": ("context", narrow, "v2"),
-        "context_growth_v1": ("context", wide, "v1"),
-        "context_growth_v1_16": ("context", narrow, "v1"),
-    }
+    values = {name: _at(found, place) for name, place in PLACES.items()}
+    return {name: value for name, value in values.items() if value != {}}
 
-    def value(place: tuple[str | int, ...]) -> Any:
-        reached: Any = found
-        for key in place:
-            reached = reached.get(key, {})
-        return reached
 
-    values = {name: value(place) for name, place in places.items()}
-    return {name: each for name, each in values.items() if each != {}}
+def _at(found: dict[str, Any], place: tuple[str, ...]) -> Any:
+    """What lies there; an empty dict when it was not measured."""
+    for key in place:
+        found = found.get(key, {})
+    return found
 
 
 def draw(knee: dict[str, Any], path: Path) -> None:

@@ -24,8 +24,8 @@ from pipelines.processes import free_ports
 
 BOUND_MS = {16: 250.0, 128: 1000.0}
 """p99 that a rate must keep to count, by beam width."""
-IN_FLIGHT = {16: 64, 128: 16}
-"""Requests of a closed-loop load: some two batches of what the model takes at once."""
+IN_FLIGHT = {16: 128, 128: 24}
+"""Requests of a closed-loop load: some two batches for each of two threads of the model."""
 HALF = 0.5
 _TOLD = ("rate", "answered_per_second", "p50_ms", "p99_ms", "statuses", "without_features")
 SWAPS = 20
@@ -275,19 +275,15 @@ def swaps(lab: Lab, beam: int) -> dict[str, Any]:
         verify=True,
         health=True,
     )
-    resident, took = [], []
+    took, resident = [], []
     with generator(config) as process:
         for number in range(lab.lengths.swaps):
-            version, began = versions[(number + 1) % len(versions)], time.monotonic()
-            set_alias(lab.platform.storage, "production", version)
-            _serves(server, version)
-            took.append(time.monotonic() - began)
+            took.append(_swap(lab, versions[(number + 1) % len(versions)]))
             time.sleep(0.5)
             resident.append(server.memory())
         process.terminate()
         outcome = finish(process)
-    set_alias(lab.platform.storage, "production", versions[0])
-    _serves(server, versions[0])
+    _swap(lab, versions[0])
     weights = (lab.platform.folder / "bundle0" / "model.safetensors").stat().st_size
     settled = resident[: max(len(resident) // 5, 1)]
     return {
@@ -309,9 +305,12 @@ def swaps(lab: Lab, beam: int) -> dict[str, Any]:
     }
 
 
-def _serves(server: Running, version: str, patience_s: float = 120.0) -> None:
-    deadline = time.monotonic() + patience_s
+def _swap(lab: Lab, version: str, patience_s: float = 120.0) -> float:
+    """Moves the alias and waits until the server answers with the version; seconds."""
+    began, server = time.monotonic(), lab.default
+    set_alias(lab.platform.storage, "production", version)
     while server.version() != version:
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + patience_s:
             raise RuntimeError(f"the server does not swap to {version}; see {server.server.log}")
         time.sleep(0.05)
+    return time.monotonic() - began

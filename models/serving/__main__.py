@@ -73,6 +73,7 @@ def _arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="bf16 weights, run under bf16 autocast")
     add("--cuda_graphs", action="store_true", help="replay beam searches on a GPU; never yet run on one")
     add("--threads", type=int, default=0, help="CPU threads of the model (0: PyTorch's choice)")
+    add("--batch_threads", type=int, default=1, help="of these, how many run one batch together; a GPU runs one batch")
     _add_limits(parser)
     return _checked(parser, parser.parse_args(given))
 
@@ -94,6 +95,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
     role = arguments.role
+    if min(arguments.threads, arguments.batch_threads - 1) < 0:
+        parser.error(f"--threads {arguments.threads} must be at least 0, --batch_threads {arguments.batch_threads} 1")
     if (role == "transformer") != bool(arguments.predictor_host):
         parser.error("--predictor_host goes with --role transformer, which needs it")
     if arguments.predictor_host and not re.fullmatch(r"[^:/]+:\d+", arguments.predictor_host):
@@ -117,6 +120,24 @@ def _limits(arguments: argparse.Namespace) -> admission.Limits:
         max_wait_s=arguments.max_wait_ms / 1000,
         queue_rows=arguments.queue_rows,
         queue_s=arguments.queue_ms / 1000,
+        at_once=_at_once(arguments),
+    )
+
+
+def _at_once(arguments: argparse.Namespace) -> int:
+    """Batches that run at a time.
+
+    Two batches on a thread each are done sooner than two in turn on both: a narrow beam's operations are too small to
+    be worth the meeting of threads after each (docs/log.md).
+    """
+    if arguments.device != "cpu":
+        return 1
+    return max(1, (arguments.threads or torch.get_num_threads()) // arguments.batch_threads)
+
+
+def _model_threads(arguments: argparse.Namespace) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        _at_once(arguments), "model", initializer=torch.set_num_threads, initargs=(arguments.batch_threads,)
     )
 
 
@@ -130,7 +151,7 @@ class Process:
         shown = role in ("all", "transformer")
         token = config.server_token.get_secret_value()
         self.served = ServedLog(config.collector_url, token, self._home / "served") if shown else None
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._threads = _model_threads(arguments)
         self.sources: list[Follower | Pinned] = []
         if role != "transformer":
             self.sources = [self._source(name, served) for name, served in arguments.model]
@@ -145,14 +166,14 @@ class Process:
             bf16=a.bf16,
             cuda_graphs=a.cuda_graphs,
             warm_up=a.buckets,
-            thread=self._thread,
+            threads=self._threads,
             keep=a.keep_bundles,
         )
 
     def models(self) -> list[ServedModel]:
         """One for every served name."""
         a = self._arguments
-        predictors = [Predictor(each, self._thread, limits=_limits(a), buckets=a.buckets) for each in self.sources]
+        predictors = [Predictor(each, self._threads, limits=_limits(a), buckets=a.buckets) for each in self.sources]
         if a.role == "predictor":
             return [PredictorModel(each, a.timeout_ms) for each in predictors]
         lookup = FeatureLookup(
@@ -188,8 +209,6 @@ def main(given: list[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then answers what it has accepted and delivers the served events."""
     arguments, config = _arguments(given), settings()
     configure_logging()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     process = Process(arguments, config)
     listening = Listening(
         host=arguments.host, port=arguments.port, grpc_port=arguments.grpc_port, drain_s=arguments.drain_s

@@ -25,6 +25,8 @@ class Limits:
 
     max_rows: int = 32
     """Rows of one batch; 1 is no batching."""
+    at_once: int = 1
+    """Batches that run at the same time."""
     batch_s: float = 0.25
     """Estimated time of one batch: where wide beams gain nothing from company, they need not wait for it."""
     max_wait_s: float = 0.003
@@ -33,7 +35,11 @@ class Limits:
     queue_s: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.queue_rows < 1 or self.max_wait_s < 0 or min(self.batch_s, self.queue_s) <= 0:
+        if (
+            min(self.max_rows, self.at_once, self.queue_rows) < 1
+            or self.max_wait_s < 0
+            or min(self.batch_s, self.queue_s) <= 0
+        ):
             raise ValueError(f"{self}: rows and times must be positive")
 
 
@@ -74,12 +80,14 @@ class Budget:
         # A queue that was allowed to grow has to drain before newcomers are measured by the usual limit again.
         self._allowed = max(self.patience(), self._allowed if self.rows else 1.0)
         # A call that finds nobody waiting is let in whatever it costs, and the next batch may always be a full one.
-        too_long = self.seconds + cost > self._allowed * limits.queue_s and self.rows + rows > self.batch_rows(kind)
+        too_long = (self.seconds + cost) / limits.at_once > self._allowed * limits.queue_s
+        too_long = too_long and self.rows + rows > self.batch_rows(kind)
         if self.rows and (self.rows + rows > limits.queue_rows or too_long):
-            wait = f", about {self.seconds:.1f} s of work" if self.seconds else ""
+            seconds = self.seconds / limits.at_once
+            wait = f", about {seconds:.1f} s of work" if seconds else ""
             raise Overloaded(
                 f"{self.rows} users are waiting already{wait}; try again later, or add replicas",
-                retry_after=max(1, math.ceil(self.seconds)),
+                retry_after=max(1, math.ceil(seconds)),
             )
         self.rows += rows
         self.seconds += cost

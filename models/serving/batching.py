@@ -2,8 +2,7 @@
 
 KServe has no batching of its own for protocol v2. While the model runs, further calls gather, so batches grow with the
 load by themselves; a call that finds it idle waits at most ``max_wait_s`` for company. Only calls with equal keys share
-a batch. A call whose caller has gone, or whose deadline has passed, is never run. Left out: several models at once on
-one device.
+a batch. A call whose caller has gone, or whose deadline has passed, is never run.
 """
 
 import asyncio
@@ -45,7 +44,7 @@ class _Call(Generic[Payload, Result]):
 class MicroBatcher(Generic[Payload, Result]):
     """Groups calls and hands them to ``run(key, payloads)``, which returns one result per payload, in order.
 
-    One batch runs at a time. Use it from one event loop.
+    ``limits.at_once`` batches run at a time. Use it from one event loop.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class MicroBatcher(Generic[Payload, Result]):
         self._run = run
         self._budget = Budget(limits or Limits(), patience)
         self._limits = self._budget.limits
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle = asyncio.Semaphore(self._limits.at_once)
         self._calls: deque[_Call[Payload, Result]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching = False
@@ -110,13 +108,14 @@ class MicroBatcher(Generic[Payload, Result]):
     async def _dispatch(self) -> None:
         try:
             while self._calls:
-                await self._idle.wait()
+                await self._idle.acquire()
                 patience = self._calls[0].since + self._limits.max_wait_s - time.monotonic()
                 if patience > 0 and self.waiting < self._limits.max_rows:
                     await asyncio.sleep(patience)
                 if batch := self._take():
-                    self._idle.clear()
                     self._spawn(self._answer(batch))
+                else:
+                    self._idle.release()
         finally:
             self._dispatching = False
 
@@ -145,13 +144,13 @@ class MicroBatcher(Generic[Payload, Result]):
         try:
             results = await self._run(batch[0].key, [call.payload for call in batch])
         except Exception as error:  # every caller of the batch gets it
-            self._idle.set()
+            self._idle.release()
             for call in batch:
                 if not call.answer.done():
                     call.answer.set_exception(error)
             return
         # The next batch starts before the answers of this one are written: the model must not wait for that.
-        self._idle.set()
+        self._idle.release()
         self._budget.costs.ran(batch[0].kind, rows, time.monotonic() - began)
         for call, result in zip(batch, results, strict=True):
             if not call.answer.done():

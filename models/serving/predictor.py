@@ -63,13 +63,13 @@ class Source(Protocol):
 
 
 class Predictor:
-    """Answers contexts from ``source``; ``thread`` is the process's one thread for models."""
+    """Answers contexts from ``source``; ``threads`` are the process's for models, ``limits.at_once`` of them."""
 
     def __init__(
-        self, source: Source, thread: Executor, *, limits: Limits | None = None, buckets: tuple[int, ...] = BUCKETS
+        self, source: Source, threads: Executor, *, limits: Limits | None = None, buckets: tuple[int, ...] = BUCKETS
     ) -> None:
         self.source = source
-        self._thread = thread
+        self._threads = threads
         self._buckets = buckets
         self._batcher: MicroBatcher[Contexts, Prediction] = MicroBatcher(
             self._run, limits, lambda: LOADING_PATIENCE if source.loading else 1.0
@@ -130,9 +130,9 @@ class Predictor:
         recommender, options, *_ = key
         self.source.telemetry.batch(sum(map(len, asked)))
         loop = asyncio.get_running_loop()
-        predictions = await loop.run_in_executor(self._thread, self._recommend, recommender, options, asked)
+        predictions = await loop.run_in_executor(self._threads, self._recommend, recommender, options, asked)
         if self.source.telemetry.legality_due():
-            self._thread.submit(self._sample_legality, recommender, asked[0])
+            self._threads.submit(self._sample_legality, recommender, asked[0])
         return predictions
 
     def _recommend(self, recommender: Recommender, options: Options, asked: list[Contexts]) -> list[Prediction]:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Follower:
     """Keeps ``recommender`` at the bundle that ``alias`` names; ``check`` does one step, ``start`` polls.
 
-    ``thread`` is the one that runs the model in service: a new one proves itself and warms up there, between batches.
+    ``threads`` are those that run the model in service: a new one proves itself and warms up there, between batches.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Follower:
         bf16: bool = False,
         cuda_graphs: bool = False,
         warm_up: Sequence[int] = (),
-        thread: Executor | None = None,
+        threads: Executor | None = None,
         keep: int = 2,
     ) -> None:
         self.name = name
@@ -59,7 +59,7 @@ class Follower:
         self._device = device
         self._options = {"bf16": bf16, "cuda_graphs": cuda_graphs}
         self._warm_up = warm_up
-        self._thread = thread
+        self._threads = threads
         self._keep = keep
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -145,10 +145,10 @@ class Follower:
 
     def _beside_batches(self, run: Callable[[], None]) -> None:
         """One run of a model that does not serve yet, in turn with those that do: side by side both would crawl."""
-        if self._thread is None:
+        if self._threads is None:
             run()
         else:
-            self._thread.submit(run).result()
+            self._threads.submit(run).result()
 
     def _follow_deltas(self, version: str) -> None:
         """Applies what storage lists for the version in service, when that changed."""

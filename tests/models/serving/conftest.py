@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from watched import NOW_MS
 
 from features.histories.windows import Window
 from features.intake.events import InvalidBatch, parse
@@ -30,6 +30,7 @@ from models.serving.predictor import Predictor
 from models.serving.recommender import Recommender
 from models.serving.telemetry import Telemetry
 from models.serving.transformer import OneRecModel
+from pipelines.processes import free_ports
 
 
 class Collector(ThreadingHTTPServer):
@@ -130,24 +131,13 @@ class ModelServer:
         self.wait(lambda: self.status()["models"][model]["version"] == version)
 
 
-def _ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 @contextmanager
 def model_server(folder: Path, storage: Storage, environment: dict[str, str], *models: str) -> Iterator[ModelServer]:
     """Runs a server of these models (NAME=ALIAS) and options until the block ends.
 
     ``environment`` holds ONEREC_ values by their lower-case names.
     """
-    http, grpc = _ports(2)
+    http, grpc = free_ports(2)
     collector = Collector()
     values = {
         "bucket": storage.bucket,
@@ -230,9 +220,6 @@ class Store:
             raise self.error
         unknown = {"static": None, "short": None, "positive": None, "lifelong": None, "expired": (), "pushed_ms": 0}
         return [self.users.get(user_id) or UserFeatures(user_id=user_id, **unknown) for user_id in user_ids]
-
-
-NOW_MS = 1_767_312_000_000
 
 
 def user(name: str, items: list[str], seed: int = 0) -> UserFeatures:

@@ -23,6 +23,14 @@ def test_the_wait_is_estimated_from_what_ran() -> None:
     queue.admit("k", 10)
 
 
+def test_batches_that_run_at_once_share_the_wait() -> None:
+    queue = budget(0.01, max_rows=4, queue_s=0.5075, at_once=2)
+    for _ in range(101):
+        queue.admit("k", 1)
+    with pytest.raises(Overloaded, match=r"101 users .* 0\.5 s"):
+        queue.admit("k", 1)
+
+
 def test_a_call_of_another_kind_has_another_cost_and_an_unknown_one_none() -> None:
     queue = budget(0.01, max_rows=4, queue_s=0.5)
     queue.costs.ran("wide", 10, 10.0)

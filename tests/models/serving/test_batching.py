@@ -63,6 +63,24 @@ def test_a_large_call_runs_alone_and_calls_gather_while_the_model_is_busy() -> N
     asyncio.run(main())
 
 
+def test_as_many_batches_run_at_once_as_are_allowed() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        run = Recorder(gate)
+        batcher = MicroBatcher(run, Limits(max_rows=1, at_once=2, max_wait_s=0))
+        calls = [asyncio.create_task(batcher.submit("k", i, 1)) for i in range(4)]
+        await asyncio.sleep(0.02)
+        assert len(run.batches) == 2
+        failing = asyncio.create_task(batcher.submit("k", -1, 1))
+        gate.set()
+        assert [answer.result for answer in await asyncio.gather(*calls)] == [0, 2, 4, 6]
+        with pytest.raises(TimeoutError):
+            await failing
+        assert (await batcher.submit("k", 5, 1)).result == 10
+
+    asyncio.run(main())
+
+
 def test_an_error_reaches_every_caller_of_its_batch_and_no_other() -> None:
     async def main() -> None:
         batcher = MicroBatcher(Recorder())

@@ -13,17 +13,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from watched import NOW_MS, watched
 
 from benchmarks.intake_servers import Server, object_store
 from benchmarks.serving_servers import Valkey, valkey
-from features.histories.windows import Window
 from features.offline import apply
 from features.online import OnlineFeatures
 from features.storage import Storage, StorageUnavailable, connect
 from models.bundle import publish, set_alias
 
 TIME = datetime(2026, 1, 2, tzinfo=UTC)
-NOW_MS = 1_767_312_000_000
 
 
 @dataclass
@@ -117,14 +116,7 @@ def world(start_model_server: Any, write_bundle, tmp_path_factory: pytest.TempPa
         ]
         set_alias(storage, "production", versions[0])
         apply(folder / "home" / "feast", config)
-        window = Window(
-            ids=np.arange(3),
-            item_ids=np.array(["i20", "i21", "i22"], object),
-            times=NOW_MS - 60_000 + np.arange(3),
-            play_ms=np.full(3, 9_000),
-            duration_ms=np.full(3, 10_000),
-            labels=np.full(3, 1),
-        )
+        window = watched(["i20", "i21", "i22"])
 
         def push(time_ms: int) -> None:
             features = OnlineFeatures.connect(folder / "home" / "feast", config)

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from watched import NOW_MS, watched
 
-from features.histories.windows import Window
 from features.online import UserFeatures
 from models.bundle import Bundle
 from models.serving.explain import Question, explain, tree
-
-NOW_MS = 1_767_312_000_000
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +16,12 @@ def bundle(write_bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.load(write_bundle(tmp_path_factory.mktemp("explained") / "b"))
 
 
-def window(items: list[str]) -> Window:
-    n = len(items)
-    return Window(
-        ids=np.arange(n),
-        item_ids=np.array(items, object),
-        times=NOW_MS - 60_000 + np.arange(n),
-        play_ms=np.full(n, 9_000),
-        duration_ms=np.full(n, 10_000),
-        labels=np.full(n, 0b11),
-    )
-
-
 def user(short: list[str], positive: list[str]) -> UserFeatures:
     return UserFeatures(
         user_id="u",
         static=np.array([5, 0, 0, 0, 0, 0, 0, 0]),
-        short=window(short),
-        positive=window(positive),
+        short=watched(short, labels=0b11),
+        positive=watched(positive, labels=0b11),
         lifelong=None,
         expired=("lifelong",),
         pushed_ms=NOW_MS,

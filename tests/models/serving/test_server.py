@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 from pydantic import SecretStr
+from watched import NOW_MS, watched
 
-from features.histories.windows import Window
 from features.offline import apply
 from features.online import OnlineFeatures
 from features.schema import exposure_id
@@ -24,7 +24,6 @@ from features.storage import Storage
 from models.bundle import Bundle, fetch, publish, set_alias
 
 TIME = datetime(2026, 1, 2, tzinfo=UTC)
-NOW_MS = 1_767_312_000_000
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,7 @@ def test_known_users_get_their_context(
     apply(home / "feast", config)
     bundle = Bundle.load(fetch(storage, versions[0], tmp_path))
     seen = bundle.catalogue.item_ids[20:24]
-    window = _window(seen)
+    window = watched(seen)
     OnlineFeatures.connect(home / "feast", config).push_windows(["known"], [window], [window], np.array([NOW_MS - 500]))
     clock = [{"name": "time_ms", "datatype": "INT64", "shape": [2], "data": [NOW_MS, NOW_MS]}]
     assert "features_unavailable" in cold["flags"]
@@ -195,18 +194,6 @@ def test_known_users_get_their_context(
     assert set(everything["item_ids"][0]) & set(seen)
     assert answer["item_ids"][0].tolist() != answer["item_ids"][1].tolist()
     assert outputs(server.infer(["known"], inputs=[clock[0] | {"shape": [1], "data": [NOW_MS]}]))["flags"] == ""
-
-
-def _window(items: list[str]) -> Window:
-    n = len(items)
-    return Window(
-        ids=np.arange(n),
-        item_ids=np.array(items, object),
-        times=NOW_MS - 60_000 + np.arange(n),
-        play_ms=np.full(n, 9_000),
-        duration_ms=np.full(n, 10_000),
-        labels=np.full(n, 1),
-    )
 
 
 def test_a_swap_under_load_fails_no_request(server: Any, storage: Storage, versions: list[str]) -> None:

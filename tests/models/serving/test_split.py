@@ -1,7 +1,6 @@
 """Transformer and predictor with gRPC between them answer as one process does, and refuse alike."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from kserve import InferInput, InferRequest
 from kserve.errors import InvalidInput
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from watched import NOW_MS
 
 from models.bundle import Bundle
 from models.serving.admin import Administrator
@@ -21,8 +21,7 @@ from models.serving.predictor import Predictor, PredictorModel
 from models.serving.recommender import Recommender
 from models.serving.remote import RemotePredictor
 from models.serving.server import Plane, Repository
-
-NOW_MS = 1_767_312_000_000
+from pipelines.processes import free_ports
 
 
 def ask(users: list[str], parameters: dict | None = None, exclude: list[list[str]] | None = None) -> InferRequest:
@@ -45,9 +44,7 @@ def split(predictor: Predictor, work: Callable[[RemotePredictor, Grpc], Awaitabl
     """Runs ``work`` with the predictor behind real gRPC on loopback."""
 
     async def main() -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{next(free_ports(1))}"
         repository = Repository()
         repository.update(PredictorModel(predictor, 30_000))
         plane, extension = Plane(model_registry=repository), ModelRepositoryExtension(repository)

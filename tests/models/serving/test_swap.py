@@ -88,7 +88,7 @@ def test_a_new_version_warms_up_on_the_model_s_thread_before_it_serves(
     s3: Storage, versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follower = Follower(
-        *("onerec", "production", s3, tmp_path / "cache"), warm_up=(2, 5), thread=ThreadPoolExecutor(1, "model")
+        *("onerec", "production", s3, tmp_path / "cache"), warm_up=(2, 5), threads=ThreadPoolExecutor(1, "model")
     )
     ran: list[tuple[str, int, str, str | None]] = []
     recommend = Recommender.recommend
@@ -111,7 +111,7 @@ def test_a_version_that_cannot_answer_is_refused(
     s3: Storage, versions: list[str], write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     set_alias(s3, "production", versions[0])
-    follower = Follower("onerec", "production", s3, tmp_path / "cache", thread=ThreadPoolExecutor(1))
+    follower = Follower("onerec", "production", s3, tmp_path / "cache", threads=ThreadPoolExecutor(1))
     follower.check()
     weights = write_bundle(tmp_path / "nan", seed=5) / "model.safetensors"
     save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights)

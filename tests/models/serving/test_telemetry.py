@@ -97,5 +97,7 @@ def test_one_version_is_in_service_at_a_time(telemetry: Telemetry) -> None:
     assert value("onerec_bundle_serving", telemetry, version="two") == 1
 
 
-def test_legality_is_sampled_once_a_minute(telemetry: Telemetry) -> None:
-    assert [telemetry.legality_due() for _ in range(5)] == [True, False, False, False, False]
+def test_legality_is_sampled_once_a_minute(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter((0.0, 1.0, 59.0, 61.0, 62.0, 122.0))
+    monkeypatch.setattr("models.serving.telemetry.time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert [telemetry.legality_due() for _ in range(6)] == [True, False, False, True, False, True]
