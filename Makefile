@@ -15,6 +15,8 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCHES := alignment cost decoding equal_loss etl flops intake lifelong loop operations rollouts scaling serving session training
+BENCHES_OF_LOGS := pscore quality quality_rl tokenizer
 SOURCES := features monitoring models components pipelines benchmarks tests
 
 .DEFAULT_GOAL := help
@@ -23,7 +25,7 @@ SOURCES := features monitoring models components pipelines benchmarks tests
 help: ## Show this help
 	@echo "OneRec platform. The targets:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON (a Python 3.11), DAYS (of the demo), DATA (real logs for the demo), ARGS (more for pytest), WORKERS (of the tests)"
+	@echo "Variables: PYTHON (a Python 3.11), DAYS (of the demo), DATA (real logs for demo and bench), ARGS (more for pytest), WORKERS (of the tests)"
 
 install: $(STAMP) ## Build .venv with everything pinned in constraints.txt
 
@@ -95,15 +97,17 @@ check: install ## Check style, types and layers, and the chart
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory chart
+	@$(BIN)/python -m pytest tests/helm tests/manifests tests/support $(ARGS)
 
 format: install ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-bench: install ## Run every benchmark in its quick form
-	@for file in $$(grep -l __main__ benchmarks/[a-z]*.py); do name=$$(basename $$file .py); \
-	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+bench: install ## Run every benchmark in its quick form; those of a real log with DATA, a folder of KuaiRand
+	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in $(BENCHES_OF_LOGS); do \
+	  if [ -z '$(DATA)' ]; then echo "== $$name: not run, it wants DATA=folder"; continue; fi; \
+	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick --data '$(DATA)' || exit 1; done
 
 clean: ## Stop the local services; remove .venv, caches and .onerec with all its data
 	@if [ -x $(BIN)/onerec ]; then $(BIN)/onerec down; fi

@@ -83,6 +83,23 @@ class Prepared(Protocol):
         """Vectors of the items."""
 
 
+def network(arm: Arm, codes: int, embed: int) -> V2Config:
+    """The small lazy decoder that every arm trains; ``embed`` is the width of the item vectors."""
+    return V2Config(
+        codes=codes,
+        levels=arm.levels,
+        d_model=64,
+        layers=2,
+        heads=4,
+        kv_groups=4,
+        l_kv=2,
+        s_kv=2,
+        embed=embed,
+        dropout=0.1,
+        head="tied" if arm.tied else "linear",
+    )
+
+
 def run(bench: Prepared, name: str, seed: int) -> dict[str, Any]:
     """Accuracy of one arm with one seed."""
     arm, x = ARMS[name], bench.embedding(ARMS[name].embedding)
@@ -93,21 +110,7 @@ def run(bench: Prepared, name: str, seed: int) -> dict[str, Any]:
     catalogue = Catalogue.from_items(bench.items, sids=sids, codes=codes, popularity=liked)
     histories = Histories.from_exposures(bench.exposures, catalogue)
     torch.manual_seed(seed)
-    model = OneRecV2(
-        V2Config(
-            codes=codes,
-            levels=arm.levels,
-            d_model=64,
-            layers=2,
-            heads=4,
-            kv_groups=4,
-            l_kv=2,
-            s_kv=2,
-            embed=x.shape[1],
-            dropout=0.1,
-            head="tied" if arm.tied else "linear",
-        )
-    )
+    model = OneRecV2(network(arm, codes, embed=x.shape[1]))
     model.start_from_codebooks(torch.from_numpy(quantizer.codebooks))
     inputs = ItemIds(catalogue) if arm.item_ids else catalogue
     if isinstance(inputs, ItemIds):

@@ -1,11 +1,12 @@
 """The lab: what each way to align makes of a pre-trained model, in a world whose true preferences are known.
 
-``python -m benchmarks.alignment [--quick] [--seeds N] [--studies/--no-studies] [--output DIR]``. In the world of the
-scenario ``laboratory`` a lazy decoder (preset ``tiny``) is pre-trained on organic exposures, a P-Score is learned from
-the same log, and every arm then lives through the same simulated days: it serves people, gets their feedback, and is
-aligned at night within one budget (``benchmarks.alignment_arms.Budget``). Everybody is judged by what the simulator
-truly expects of the lists they serve to users nobody learned from, beside an oracle and a cascade that lived through
-the same days. Parts that are done are kept in ``--output``: a killed benchmark goes on where it stopped.
+``python -m benchmarks.alignment [--quick] [--seeds N] [--studies/--no-studies] [--data LOG] [--output DIR]``. In the
+world of the scenario ``laboratory`` (or of the user model fitted on a log) a lazy decoder (preset ``tiny``) is
+pre-trained on organic exposures, a P-Score is learned from the same log, and every arm then lives through the same
+simulated days: it serves people, gets their feedback, and is aligned at night within one budget
+(``benchmarks.alignment_arms.Budget``). Everybody is judged by what the world truly expects of the lists they serve to
+users nobody learned from, beside an oracle and a cascade that lived through the same days. Parts that are done are kept
+in ``--output``: a killed benchmark goes on where it stopped.
 """
 
 import sys
@@ -22,15 +23,17 @@ from benchmarks.alignment_arms import ARMS, Arm, Budget, train
 from benchmarks.alignment_days import OfCascade, Town
 from benchmarks.alignment_judge import Judge
 from benchmarks.alignment_report import changes, draw, show, summary
-from benchmarks.alignment_studies import durations, legality, mixes, rules, stability
-from benchmarks.alignment_world import WORLD, Lab, Sizes
-from benchmarks.harness import finish, kept
+from benchmarks.alignment_studies import anchors, durations, legality, mixes, rules, stability
+from benchmarks.alignment_world import WORLD, Lab, Make, Sizes, fitted, simulated
+from benchmarks.harness import finish, kept, place
 from features.world.sessions import DAY_MS
 from features.world.simulator import world_hash
 from models.cascade import Cascade
 
 QUICK_SIZES = Sizes(users=300, items=600, held=80, pretrain_steps=80, reward_steps=40)
-QUICK = Budget(days=1, visitors=60, steps=5, requests=6, group=12)
+QUICK = Budget(days=1, visitors=60, steps=5, requests=6, group=32, learned=12)
+DRAWN = 32
+"""Roll-outs of a request where they are drawn, not searched: all are learned from."""
 CHOSEN = "rsft+ecpo"
 """The recipe whose guard-rails are reported."""
 
@@ -58,11 +61,10 @@ def _fitted(lab: Lab, town: Town, day: int) -> Cascade:
     return Cascade.fit(town.log, lab.dataset.items, now_ms=lab.start_ms + day * DAY_MS)
 
 
-def world(seed: int, sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
+def world(seed: int, sizes: Sizes, budget: Budget, output: Path, make: Make = simulated) -> dict[str, Any]:
     """All arms in the world of one seed."""
-    lab = Lab(seed, sizes, output)
+    lab = Lab(seed, sizes, output, make)
     judge = Judge(lab)
-    of = {**lab.of, "budget": asdict(budget)}
     works: dict[str, Any] = {
         "oracle": lambda _: judge.of_oracle(),
         "chance": lambda _: judge.of_chance(),
@@ -70,10 +72,9 @@ def world(seed: int, sizes: Sizes, budget: Budget, output: Path) -> dict[str, An
         "cascade": partial(of_cascade, lab, judge, budget),
     }
     works |= {arm.name: partial(played, lab, judge, arm, budget) for arm in ARMS}
-    recipes = {arm.name: asdict(arm) for arm in ARMS}
     found: dict[str, Any] = {}
     for name, work in works.items():
-        found[name] = kept(lab.folder, name, {**of, "arm": recipes.get(name, name)}, work)
+        found[name] = kept(lab.folder, name, inputs(lab, budget, name), work)
         mean = sum(found[name]["users"]["play_s"]) / len(found[name]["users"]["play_s"])
         print(f"seed {seed} {name}: {mean:.1f} s a list", file=sys.stderr)
         if "selected" in found[name]:
@@ -81,21 +82,29 @@ def world(seed: int, sizes: Sizes, budget: Budget, output: Path) -> dict[str, An
     return {"seed": seed, "arms": found, "reward_auc": lab.rewarding["reward/auc"], "duration": durations(lab)}
 
 
+def inputs(lab: Lab, budget: Budget, name: str) -> dict[str, Any]:
+    """What the record called ``name`` is made of."""
+    recipes = {arm.name: asdict(arm) for arm in ARMS}
+    return {**lab.of, "budget": asdict(budget), "arm": recipes.get(name, name)}
+
+
 def studied(sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
-    """The studies, in the world of seed 0."""
+    """The studies, in the world of seed 0, whose arms are there."""
     lab = Lab(0, sizes, output)
     judge = Judge(lab)
-    of = {**lab.of, "budget": asdict(budget)}
+    night = replace(budget, group=min(budget.group, DRAWN), learned=0)
     nights = replace(budget, days=10 if budget.days > 1 else 2, steps=max(budget.steps // 4, 2))
+    aligned = place(lab.folder, CHOSEN, inputs(lab, budget, CHOSEN))
     works: dict[str, Any] = {
-        "legality": lambda _: legality(lab, budget),
-        "stability": lambda _: stability(lab, judge, budget),
-        "rules": lambda _: rules(lab, judge, budget),
+        "legality": lambda _: legality(lab, judge, night),
+        "stability": lambda _: stability(lab, judge, night),
+        "rules": lambda _: rules(lab, judge, budget, aligned),
+        "anchors": lambda _: {"points": anchors(lab, judge, budget)},
         "mixes": lambda folder: mixes(lab, judge, nights, folder),
     }
     found = {}
     for name, work in works.items():
-        record = kept(lab.folder, f"study {name}", {**of, "study": name}, work)
+        record = kept(lab.folder, f"study {name}", {**lab.of, "budget": asdict(budget), "study": name}, work)
         found[name] = {key: value for key, value in record.items() if key != "of"}
     return found
 
@@ -104,6 +113,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="one small world, few steps")] = False,
     seeds: Annotated[int, typer.Option(help="how many worlds")] = 3,
     studies: Annotated[bool, typer.Option(help="also legality, gradients, rules and mixes, in one world")] = True,
+    data: Annotated[Path | None, typer.Option(help="a log, whose user model is the world; no studies")] = None,
     output: Annotated[Path | None, typer.Option(help="where runs are kept; default: a temporary folder")] = None,
 ) -> None:
     """Trains, plays, judges and prints the record."""
@@ -112,16 +122,19 @@ def main(
     torch.set_num_threads(1)
     folder = output or Path(tempfile.mkdtemp(prefix="onerec-alignment-"))
     sizes, budget = (QUICK_SIZES, QUICK) if quick else (Sizes(), Budget())
-    records = [world(seed, sizes, budget, folder) for seed in range(1 if quick else seeds)]
+    make = simulated if data is None else fitted(data)
+    records = [world(0, sizes, budget, folder, make)]
+    curves = studied(sizes, budget, folder) if studies and data is None else {}
+    records += [world(seed, sizes, budget, folder, make) for seed in range(1, 1 if quick else seeds)]
     rows = summary(records)
     show(rows)
-    curves = studied(sizes, budget, folder) if studies else {}
     plot = folder / "alignment.html"
     draw(rows, curves, plot)
     finish(
         {
             **headline(rows, records, curves),
             "quick": quick,
+            "data": data.name if data else "simulator",
             "budget": asdict(budget),
             "sizes": asdict(sizes),
             "arms": rows,

@@ -98,8 +98,9 @@ def draw(rows: list[dict[str, Any]], studies: dict[str, Any], file: Path) -> Non
         "gradient norm, lagging sampler",
         "rules: share against stay time",
         "self-generated share",
+        "guard-rails against stay time: relative change",
     )
-    figure = make_subplots(rows=3, cols=2, subplot_titles=titles)
+    figure = make_subplots(rows=4, cols=2, subplot_titles=titles)
     gaps = {row["arm"]: row["gap_closed"] for row in rows if row["arm"] not in ("oracle", "chance", "pretrained")}
     up = [gap["high"] - gap["value"] for gap in gaps.values()]
     down = [gap["value"] - gap["low"] for gap in gaps.values()]
@@ -116,7 +117,7 @@ def draw(rows: list[dict[str, Any]], studies: dict[str, Any], file: Path) -> Non
         relative = [by_name[name][m] / max(by_name["pretrained"][m], 1e-9) - 1 for m in SEESAW]
         figure.add_bar(x=list(SEESAW), y=relative, name=name, row=1, col=2)
     _curves(figure, studies)
-    figure.update_layout(template="plotly_white", height=1200, title="Alignment in the simulator")
+    figure.update_layout(template="plotly_white", height=1600, title="Alignment in the simulator")
     figure.write_html(file, include_plotlyjs=True)
 
 
@@ -134,6 +135,17 @@ def _curves(figure: go.Figure, studies: dict[str, Any]) -> None:
             text=[str(point["strength"]) for point in points],
             mode="lines+markers+text",
             row=3,
+            col=1,
+        )
+    for rail in ("cold_start_share", "density", "recall50"):
+        points = studies.get("anchors", {}).get("points", [])
+        figure.add_scatter(
+            x=[point["stay_s"] for point in points],
+            y=[point[rail] / max(points[0][rail], 1e-9) - 1 for point in points],
+            text=[str(point["policy_weight"]) for point in points],
+            name=f"{rail}, by policy_weight",
+            mode="lines+markers+text",
+            row=4,
             col=1,
         )
     for share, found in studies.get("mixes", {}).items():

@@ -6,37 +6,40 @@ section 4. Left out: seeds, these are curves of one world.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.alignment_arms import Arm, Budget, align, learned, train
+from benchmarks.alignment_arms import FAST, Arm, Budget, align, learned, train
 from benchmarks.alignment_judge import Judge
+from benchmarks.alignment_report import difference
 from benchmarks.alignment_world import Lab
 from models.generator import Generator
 from models.rewards.duration import duration_aware_advantage
 
 FORMATS = {"pretrained": None, "without_format": "none", "random_k": "random", "top_k": "top"}
-ALPHAS = (0.6, 0.3)
-BOOSTS = (1.5, 2.5)
+ALPHAS = (0.85, 0.6)
+BOOSTS = (1.15, 1.5)
+ANCHORS = (0.03, 0.1, 0.3, 1.0)
 MIXES = (0.0, 0.25, 1.0)
 NEVER = 10**9
 
 
-def legality(lab: Lab, budget: Budget) -> dict[str, Any]:
+def legality(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
     """Share of free samples that name an item: before, and after RL from free samples with each format reward."""
-    found: dict[str, Any] = {"after": {}, "curves": {}}
+    found: dict[str, Any] = {"after": {}, "curves": {}, "stay_s": {}}
     for name, choice in FORMATS.items():
         model: Generator = lab.model()
         history: list[dict[str, float]] = []
         if choice is not None:
-            config = {"objective": "ecpo", "signal": "rollouts", "search": "sample", "constrained": False}
-            arm = Arm(name=name, config={**config, "format": choice})
-            model, history = _once(lab, arm, budget)
+            config = {**FAST, "objective": "ecpo", "search": "sample", "constrained": False, "format": choice}
+            model, history = _once(lab, Arm(name=name, config=config), replace(budget, steps=2 * budget.steps))
         found["after"][name] = lab.recommender(model).legality(lab.asked, samples=32)
         found["curves"][name] = [each["rollouts/legality"] for each in history]
+        found["stay_s"][name] = float(judge.stay_of(model).mean())
         print(f"legality {name}: {found['after'][name]:.3f}", file=sys.stderr)
     return found
 
@@ -45,13 +48,7 @@ def stability(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
     """Largest gradient of each objective over the same roll-outs, all drawn by the pre-trained model; what it does."""
     found = {}
     for objective in ("grpo", "ecpo", "gbpo"):
-        config = {
-            "objective": objective,
-            "signal": "rollouts",
-            "search": "sample",
-            "push_every": NEVER,
-            "learning_rate": 1e-3,
-        }
+        config = {**FAST, "objective": objective, "search": "sample", "push_every": NEVER}
         model, history = _once(lab, Arm(name=objective, config=config), budget, anchored=False)
         norms = [each["grad_norm"] for each in history]
         after = judge.of_model(model)
@@ -65,22 +62,41 @@ def stability(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
     return found
 
 
-def rules(lab: Lab, judge: Judge, budget: Budget) -> dict[str, Any]:
-    """Share of a damped kind and of boosted authors, and stay time, over the strength of the rule."""
-    served = judge.served(lab.model())
+def rules(lab: Lab, judge: Judge, budget: Budget, start: Path) -> dict[str, Any]:
+    """Share of a damped kind and of boosted authors, and stay time, over the strength of the rule.
+
+    One more night for the policy in ``start``, with the rule and, for the comparison, without.
+    """
+    served = judge.served(lab.model(start))
     tag, authors = common_tag(lab, served), new_authors(lab)
     kinds = {"damped": ("tag", [tag], "alpha", ALPHAS), "boosted": ("author", authors, "boost", BOOSTS)}
     found: dict[str, Any] = {"tag": tag, "authors": len(authors)}
-    plain = _ruled(lab, judge, budget, "")
+    plain = _ruled(lab, judge, budget, "", start)
     for name, (attribute, values, kind, strengths) in kinds.items():
         members = of_kind(lab, attribute, values)
-        points = [_point(1.0, plain, members)]
+        points = [_point(1.0, plain, plain, members)]
         for strength in strengths:
             target = 0.0 if kind == "alpha" else 1.0
             text = rule(name, attribute, values, target, kind, strength)
-            points.append(_point(strength, _ruled(lab, judge, budget, text), members))
+            points.append(_point(strength, _ruled(lab, judge, budget, text, start), plain, members))
             print(f"{name} {strength}: {points[-1]}", file=sys.stderr)
         found[name] = points
+    return found
+
+
+def anchors(lab: Lab, judge: Judge, budget: Budget) -> list[dict[str, float]]:
+    """Stay time and guard-rails of one night of ECPO, over the policy's weight beside the next-token loss: the knob."""
+    found = []
+    for weight in (0.0, *ANCHORS):
+        model = lab.model()
+        if weight:
+            config = {**FAST, "objective": "ecpo", "policy_weight": weight}
+            model, _ = _once(lab, Arm(name="anchor", config=config), budget)
+        after = judge.of_model(model)
+        point = {"policy_weight": weight, "stay_s": float(np.mean(after["users"]["play_s"]))}
+        point |= {"recall50": float(np.mean(after["recall50"]))}
+        found.append(point | {rail: after[rail] for rail in ("cold_start_share", "density", "distinct", "legality")})
+        print(f"anchor: {found[-1]}", file=sys.stderr)
     return found
 
 
@@ -115,22 +131,35 @@ def durations(lab: Lab) -> dict[str, float]:
     }
 
 
-def _once(lab: Lab, arm: Arm, budget: Budget, *, anchored: bool = True) -> tuple[Generator, list[dict[str, float]]]:
-    """One night's steps on the organic log alone."""
-    return align(lab, arm, budget, lab.data, lab.model(), learned(lab, arm), 0, anchored=anchored)
+def _once(
+    lab: Lab, arm: Arm, budget: Budget, model: Generator | None = None, *, anchored: bool = True
+) -> tuple[Generator, list[dict[str, float]]]:
+    """One night's steps on the organic log alone, from the pre-trained model or ``model``."""
+    return align(lab, arm, budget, lab.data, model or lab.model(), learned(lab, arm), 0, anchored=anchored)
 
 
-def _ruled(lab: Lab, judge: Judge, budget: Budget, text: str) -> tuple[list[list[str]], float]:
+def _ruled(lab: Lab, judge: Judge, budget: Budget, text: str, start: Path) -> dict[str, Any]:
+    """What is served after a night with the rules in ``text``, as the judge sees it, and the ``lists`` themselves."""
     config = {"objective": "ecpo", "signal": "rollouts", "rules": text}
-    model, _ = _once(lab, Arm(name="rules", config=config), budget)
+    model, _ = _once(lab, Arm(name="rules", config=config), budget, lab.model(start))
     lists = judge.served(model)
-    return lists, float(np.mean(lab.judge(lists)["play_s"]))
+    return {**judge.of_lists(lists), "lists": lists}
 
 
-def _point(strength: float, outcome: tuple[list[list[str]], float], members: set[str]) -> dict[str, float]:
-    lists, seconds = outcome
-    shown = [item for items in lists for item in items]
-    return {"strength": strength, "share": sum(item in members for item in shown) / len(shown), "stay_s": seconds}
+def _point(strength: float, outcome: dict[str, Any], plain: dict[str, Any], members: set[str]) -> dict[str, Any]:
+    """A kind's share of what is served, true seconds, and both as relative changes against ``plain``."""
+    shares = [float(np.mean([item in members for each in one["lists"] for item in each])) for one in (outcome, plain)]
+    seconds = [np.array(one["users"]["play_s"]) for one in (outcome, plain)]
+    moved = difference(seconds[0], seconds[1])
+    before = seconds[1].mean()
+    return {
+        "strength": strength,
+        "share": shares[0],
+        "share_change": shares[0] / max(shares[1], 1e-9) - 1,
+        "stay_s": float(seconds[0].mean()),
+        "stay_change": {name: value / before for name, value in moved.items()},
+        **{rail: outcome[rail] for rail in ("cold_start_share", "density")},
+    }
 
 
 def rule(name: str, attribute: str, values: list[str], target: float, kind: str, strength: float) -> str:

@@ -1,12 +1,12 @@
 """The alignment benchmark's world of one seed: people, their log, a pre-trained model, a reward model, and the judge.
 
-The world is the scenario ``laboratory``. Held-out users are in no training data; their lists are judged by what the
-simulator truly expects of them (``Simulator.expected``). Tokenizer, policy and reward model are made from the organic
-log of the others, and every arm begins with these. Left out: new videos, drift.
+The world is the scenario ``laboratory``, or a user model fitted on a log. Held-out users are in no training data;
+their lists are judged by what the world truly expects of them (``expected``). Tokenizer, policy and reward model are
+made from the organic log of the others, and every arm begins with these. Left out: new videos, drift.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.harness import kept, place
 from benchmarks.trained import model_in, unpublished
-from features.datasets import Dataset
+from features.datasets import Dataset, load
 from features.histories.context import Context
 from features.world.simulator import Simulator, SimulatorConfig, world_hash
+from features.world.usermodel import UserModel, UserModelConfig
 from models.decoding.trie import Trie
 from models.generator import Generator
 from models.presets import WEIGHTS
@@ -59,17 +60,38 @@ class Sizes:
         return replace(WORLD, users=self.users, items=self.items, seed=seed)
 
 
+Make = Callable[[int, Sizes], tuple[str, Simulator | UserModel]]
+"""The world of a seed, and what its records are kept by."""
+
+
+def simulated(seed: int, sizes: Sizes) -> tuple[str, Simulator]:
+    """The published world."""
+    config = sizes.world(seed)
+    return world_hash(config), Simulator(config)
+
+
+def fitted(folder: Path) -> Make:
+    """Worlds of the most active users of the log in ``folder``, who respond as the user model fitted on it says."""
+    dataset = load(folder)
+
+    def make(seed: int, sizes: Sizes) -> tuple[str, UserModel]:
+        config = UserModelConfig(users=sizes.users, drift_day=None, new_items_per_day=0, seed=seed)
+        return f"{dataset.name} {seed}", UserModel.fit(dataset, config)
+
+    return make
+
+
 class Lab:
     """One seed's world with what was learned from its organic log; ``folder`` keeps what took long."""
 
-    def __init__(self, seed: int, sizes: Sizes, output: Path) -> None:
-        self.seed, self.sizes, self.config = seed, sizes, sizes.world(seed)
-        self.of = {"world": world_hash(self.config), "sizes": asdict(sizes)}
+    def __init__(self, seed: int, sizes: Sizes, output: Path, make: Make = simulated) -> None:
+        self.seed, self.sizes = seed, sizes
+        name, self.world = make(seed, sizes)
+        self.of = {"world": name, "sizes": asdict(sizes)}
         self.folder = place(output, f"world-{seed}", self.of)
-        self.world = Simulator(self.config)
         self.dataset: Dataset = self.world.history()
         self.start_ms = int(self.world.start().timestamp() * 1000)
-        order = np.random.default_rng([seed, 1]).permutation(sizes.users)
+        order = np.random.default_rng([seed, 1]).permutation(len(self.world.population()))
         seen = set(pc.unique(self.dataset.exposures["user_id"]).to_pylist())
         names = [name for name in np.array(self.world.population())[order] if name in seen]
         self.held, self.people = sorted(names[: sizes.held]), sorted(names[sizes.held :])

@@ -71,9 +71,10 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     print(f"finished scenarios are kept in {folder}", file=sys.stderr)
     began = time.monotonic()
-    found = {**candidates(plan, folder), "no_drift_organic": organic(plan, folder)}
+    found = candidates(plan, folder)
     if plan.end_to_end:
         found |= end_to_end(plan, folder, found)
+    found["no_drift_organic"] = organic(plan, folder)
     record = summary(found) | {"quick": quick, "seconds": time.monotonic() - began}
     table("operations", ("scenario", "end"), [(name, told["end"]) for name, told in found.items()])
     finish(record)
@@ -133,11 +134,11 @@ def end_to_end(plan: Plan, folder: Path, found: dict[str, dict[str, Any]]) -> di
             return {"end": f"failed: {type(error).__name__}: {error}"[:500]}
 
     days = plan.drift_days
+    week = keep("week", lambda: scenarios.week(platform, progress))
     quiet = keep("quiet", lambda: scenarios.quiet(platform, progress, plan.quiet_days), days=plan.quiet_days)
     frozen = keep("frozen", lambda: scenarios.drift_frozen(platform, progress, days), days=days)
     retrained = keep("retrained", lambda: scenarios.drift_retrained(platform, progress, days), days=days)
     poisoned = keep("poisoned", lambda: scenarios.poisoned(platform, progress))
-    week = keep("week", lambda: scenarios.week(platform, progress))
     return {
         "no_drift": quiet,
         "taste_drift": _drift(quiet, frozen, retrained),

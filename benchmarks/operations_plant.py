@@ -1,12 +1,15 @@
 """A planted loss of quality: a trained candidate's weights are blurred until it recalls so much less.
 
-The run of a good candidate is copied under another id without what came after training, and its aligned model is
-spoilt there: the pipeline, asked to go on with that id, evaluates and gates what it finds.
+The run of the model in production is copied under another id without what came after training, and its aligned model
+is spoilt there: the pipeline, asked to go on with that id, evaluates, gates and tries what it finds. It is compared
+with the model it was copied from, so that the planted loss is all that tells the two apart.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -20,6 +23,7 @@ from models.serving.recommender import Recommender
 from models.training.data import Holdout, RunData
 
 COPIED = ("data", "drift", *TRAINED)
+MADE_FROM_BASE = ("tokenizer", "pretrain")
 MODEL = "model.safetensors"
 STEPS = 7
 
@@ -33,12 +37,17 @@ class Tampered:
     noise: float
 
 
-def spoil(storage: Storage, source: str, run_id: str, *, loss: float, seed: int) -> Tampered:
-    """Stores run ``source`` as ``run_id`` with a model whose recall@50 on the held-out requests is ``loss`` lower."""
+def spoil(storage: Storage, source: str, run_id: str, *, base: str, loss: float, seed: int) -> Tampered:
+    """Stores run ``source`` as ``run_id`` with a model whose recall@50 on the held-out requests is ``loss`` lower.
+
+    ``base`` is the version that the run is to be asked to go on from: its stages are recorded as made from that one.
+    """
     for stage in COPIED:
         for key in storage.keys(f"runs/{source}/{stage}/"):
             storage.put(key.replace(f"runs/{source}/", f"runs/{run_id}/", 1), storage.get(key))
     run = Run(storage, run_id)
+    for stage in MADE_FROM_BASE:
+        _record(run, stage, inputs=lambda inputs: {**inputs, "base": base})
     with tempfile.TemporaryDirectory(prefix="onerec-spoil-") as scratch:
         folder = Path(scratch)
         for stage in ("data", *TRAINED):
@@ -50,10 +59,17 @@ def spoil(storage: Storage, source: str, run_id: str, *, loss: float, seed: int)
         (folder / "align" / MODEL).write_bytes(save(_blurred(weights, noise, seed)))
         (folder / "align" / "done.json").unlink(missing_ok=True)
         storage.put(f"{run.prefix('align')}/{MODEL}", (folder / "align" / MODEL).read_bytes())
-        record = run.done("align")
-        assert record is not None, "a copied run was aligned"
-        storage.put_json(f"{run.prefix('align')}/done.json", {**record, "digest": folder_digest(folder / "align")})
+        digest = folder_digest(folder / "align")
+        _record(run, "align", digest=lambda _: digest)
     return Tampered(run_id=run_id, loss=found, noise=noise)
+
+
+def _record(run: Run, stage: str, **changes: Callable[[Any], Any]) -> None:
+    """Changes fields of what a finished stage recorded."""
+    record = run.done(stage)
+    assert record is not None, "the copied run had finished its training"
+    changed = {name: change(record[name]) for name, change in changes.items()}
+    run.storage.put_json(f"{run.prefix(stage)}/done.json", {**record, **changed})
 
 
 def _search(

@@ -93,7 +93,7 @@ class Session:
         return version
 
     def play(self, day: int) -> Day:
-        """A day of users on the real servers, with the uploads of the morning."""
+        """A day of users on the real servers, new items in the morning; in the evening its events are joined."""
         arrivals = self.world.new_items(day)
         if arrivals.num_rows:
             catalog.append_items(self.storage, arrivals)
@@ -105,6 +105,7 @@ class Session:
         config = DayConfig(num_items=ITEMS_A_REQUEST, prefix=self.name)
         with self.progress.step(f"{self.name}, day {day}: users browse") as bar:
             self.days[day] = play_day(self.world, day, arms, self.arm_of, self.client, durations, config, bar.update)
+        exposure_store.compact(self.storage, self.midnight(day), self.midnight(day + 1))
         return self.days[day]
 
     def _onerec(self) -> Arm:
@@ -152,7 +153,6 @@ class Session:
     def look(self, day: int, policy: str) -> tuple[DriftReport, dict[str, Any]]:
         """A night without the pipeline's processes: the same drift measurement, data gate and trigger, in here."""
         start, current, end = self.midnight(day - 2), self.midnight(day), self.midnight(day + 1)
-        exposure_store.compact(self.storage, current, end)
         rows = exposure_store.read(self.storage, self.midnight(day - CONTEXT_DAYS), end)
         time = rows["event_time"]
         first, split = (pa.scalar(moment, time.type) for moment in (start, current))

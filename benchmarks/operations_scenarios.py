@@ -20,9 +20,10 @@ from benchmarks.operations_plant import Tampered, spoil
 from benchmarks.operations_platform import Platform, Session
 from features.intake import exposures as exposure_store
 from features.storage import connect
-from models.bundle import list_versions, read_alias, set_alias
+from models.bundle import list_versions
 from models.steering import follow_canary
 from monitoring import trial
+from monitoring.quality import GATE
 from pipelines import stack
 from pipelines.client import Client
 from pipelines.local import PipelineFailed
@@ -201,7 +202,7 @@ def _nothing_lost(session: Session) -> dict[str, Any]:
 def _publish_without_storage(session: Session) -> dict[str, Any]:
     """Night 2, whose publication meets a dead S3; then S3 is back and the same run goes on."""
     before, run_id = session.production(), "week-night2"
-    with _cut_when_publishing(session.home) as cut:
+    with _cut_when_publishing(session.home, run_id) as cut:
         try:
             session.night(2, "nightly", run_id=run_id)
             failed = ""
@@ -225,12 +226,15 @@ def _publish_without_storage(session: Session) -> dict[str, Any]:
 
 
 @contextmanager
-def _cut_when_publishing(home: Path) -> Iterator[threading.Event]:
+def _cut_when_publishing(home: Path, run_id: str) -> Iterator[threading.Event]:
     """Kills the local S3 as soon as a new bundle's first file is stored; the event says that it did."""
     storage, stopped, cut = connect(), threading.Event(), threading.Event()
     known = {key.split("/")[2] for key in storage.keys("models/onerec/")}
 
     def watch() -> None:
+        while not storage.exists(f"runs/{run_id}/{GATE}"):
+            if stopped.wait(0.5):
+                return
         while not stopped.wait(0.01):
             if {key.split("/")[2] for key in storage.keys("models/onerec/2")} - known:
                 process = psutil.Process(stack.entries(home)["s3"].pid)
@@ -249,12 +253,13 @@ def _cut_when_publishing(home: Path) -> Iterator[threading.Event]:
 
 
 def _spoilt(session: Session, number: int) -> dict[str, Any]:
-    """A candidate whose recall was spoilt by a tenth goes through evaluation, gate and canary on real users."""
-    first = min(list_versions(session.storage))
-    set_alias(session.storage, "production", first)
-    session.client.wait_for_version("onerec", first)
-    made: Tampered = spoil(session.storage, "week-night2", f"spoilt-{number}", loss=0.1, seed=number)
-    canary = json.dumps({"share": 0.5, "looks": 3, "hours": 24, "minimum_users": 50})
+    """Production's twin, its recall spoilt by a tenth, goes through evaluation, gate and canary on real users.
+
+    The second is tried on the three days after the first's, so its plan has three looks that were missed.
+    """
+    before, run_id = session.production(), f"spoilt-{number}"
+    made: Tampered = spoil(session.storage, "week-night2", run_id, base=before, loss=0.1, seed=number)
+    canary = json.dumps({"share": 0.5, "looks": 3 * (number + 1), "hours": 24, "minimum_users": 50})
     night = session.night(2, AGAIN, run_id=made.run_id, canary=canary)
     looks = 0
     while trial.read(session.storage) is not None and looks < 3:
@@ -263,8 +268,8 @@ def _spoilt(session: Session, number: int) -> dict[str, Any]:
         follow_canary(session.midnight(day + 1).isoformat())
         looks += 1
     tried = [each for each in trial.ended(session.storage) if each.version == night["version"]]
-    now = read_alias(session.storage, "production")
-    promoted = now != first or any(each.status == trial.PROMOTED for each in tried)
+    now = session.production()
+    promoted = now != before or any(each.status == trial.PROMOTED for each in tried)
     checks = [
         (not promoted, f"{now} went into production"),
         (trial.read(session.storage) is None, "the canary did not end"),

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FeatureStore
 
+from features.feast import FeatureStore
 from features.histories.context import STATIC_FIELDS, hash_static
 from features.histories.lifelong import LIST_TYPES, WINDOW_ROWS, events_of_lists
 from features.online import reporting

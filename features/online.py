@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from feast import FeatureStore
-from feast.data_source import PushMode
-from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
 from redis.exceptions import RedisError
 
+from features.feast import FeastObjectNotFoundException, FeatureStore, PushMode, PushSourceNotFoundException
 from features.histories.context import STATIC_FIELDS, Context, from_windows
 from features.histories.lifelong import rows_of_windows
 from features.histories.windows import COLUMNS, Limits, Window, empty_window

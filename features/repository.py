@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from feast import FeatureStore
-from feast.repo_config import RepoConfig
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
+from features.feast import FeatureStore, RepoConfig
 from features.settings import Settings, settings
 
 # On a file registry Feast warns that serving while materializing "typically has no effect"; SQL registries need it.

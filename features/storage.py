@@ -1,7 +1,7 @@
 """Object storage: one bucket behind the S3 protocol, always through the ``minio`` client.
 
 Immutable objects use content-addressed keys, so a repeated upload overwrites itself harmlessly; the few
-mutable pointers (aliases, catalogue heads) have one writer each (docs/decisions/0002-object-storage.md).
+mutable pointers have one writer each, or are swapped by comparison (docs/decisions/0002-object-storage.md).
 """
 
 import hashlib
@@ -9,7 +9,8 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from minio.error import S3Error
 
 from features.settings import Settings, settings
 
+TIMEOUT = urllib3.Timeout(connect=3, read=30)
+
 
 class StorageUnavailable(RuntimeError):
     """The object store did not answer; the message says which endpoint and what to do."""
@@ -28,6 +31,10 @@ class StorageUnavailable(RuntimeError):
 
 class ObjectMissing(KeyError):
     """No object has this key."""
+
+
+class ObjectChanged(RuntimeError):
+    """Somebody else wrote an object since it was read."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,37 @@ class Storage:
         """``length`` bytes under ``key`` from ``offset`` on; raises ObjectMissing."""
         return self._read(key, offset, length)
 
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The bytes under ``key`` and their entity tag, for ``swap``; None when there is no such object."""
+        try:
+            with self._reporting(key):
+                response = self.client.get_object(self.bucket, key)
+                try:
+                    return response.read(), response.headers["ETag"]
+                finally:
+                    response.close()
+                    response.release_conn()
+        except ObjectMissing:
+            return None
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> None:
+        """Writes ``data`` if the object still has entity tag ``tag`` (None: if there is none); raises ObjectChanged.
+
+        S3's conditional write, on a presigned address because the client's own writes cannot carry the condition.
+        """
+        condition = {"If-Match": tag} if tag else {"If-None-Match": "*"}
+        with self._reporting(key):
+            url = self.client.get_presigned_url("PUT", self.bucket, key, expires=timedelta(minutes=1))
+            headers = {**condition, "content-type": "application/json"}
+            answer = urllib3.request("PUT", url, body=data, headers=headers, timeout=TIMEOUT, retries=False)
+        if answer.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT):
+            raise ObjectChanged(f"{key!r} at {self.endpoint} was written by somebody else since it was read")
+        if answer.status != HTTPStatus.OK:
+            raise StorageUnavailable(f"S3 at {self.endpoint} refused {key!r}: status {answer.status}")
+
     def put_json(self, key: str, value: Any) -> str:
         """Writes ``value`` as readable JSON; returns its sha256."""
-        return self.put(key, json.dumps(value, indent=1, sort_keys=True, default=str).encode(), "application/json")
+        return self.put(key, json_bytes(value), "application/json")
 
     def get_json(self, key: str) -> Any:
         """The JSON value under ``key``; raises ObjectMissing."""
@@ -168,6 +203,11 @@ class _Reporting:
             ) from error
 
 
+def json_bytes(value: Any) -> bytes:
+    """``value`` as readable JSON; equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, default=str).encode()
+
+
 def table_bytes(table: pa.Table) -> bytes:
     """``table`` as zstd-compressed Parquet bytes; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
@@ -178,9 +218,7 @@ def table_bytes(table: pa.Table) -> bytes:
 def connect(config: Settings | None = None) -> Storage:
     """Storage at the configured endpoint; connections fail within seconds instead of minutes."""
     config = config or settings()
-    http = urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=3, read=30), maxsize=16, retries=urllib3.Retry(total=2, backoff_factor=0.2)
-    )
+    http = urllib3.PoolManager(timeout=TIMEOUT, maxsize=16, retries=urllib3.Retry(total=2, backoff_factor=0.2))
     client = Minio(
         endpoint=config.s3_endpoint,
         access_key=config.s3_access_key.get_secret_value() or None,

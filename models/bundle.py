@@ -3,7 +3,7 @@
 ``models/onerec/<version>/`` holds the files and ``manifest.json`` (sha256 and size of each), which is written
 last: without it the bundle does not exist for any reader. The version names the data's time and the content's
 digest; ``metrics.json`` is verified like the others but is not part of the digest, so equal content keeps its
-name. ``models/onerec/aliases/<alias>.json`` is the one mutable object, written by one writer. safetensors,
+name. ``models/onerec/aliases/<alias>.json`` is the one mutable object, moved by comparison. safetensors,
 Parquet and JSON only: nothing in a bundle is ever executed. ``reward.safetensors`` is optional. What changes between
 bundles is in ``models.deltas``.
 """
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from features.histories.windows import Limits
-from features.storage import ObjectMissing, Storage
+from features.storage import ObjectChanged, ObjectMissing, Storage, json_bytes
 from models.architectures import config_of, restored, to_json
 from models.decoding.trie import Trie
 from models.generator import Generator
@@ -47,6 +47,14 @@ log = logging.getLogger(__name__)
 
 class BundleCorrupt(RuntimeError):
     """A bundle's file is missing, altered or unreadable; the message names it and says what to do."""
+
+
+class AliasMoved(RuntimeError):
+    """An alias points at another version, ``now``, than whoever wanted to move it knew of."""
+
+    def __init__(self, alias: str, now: str | None) -> None:
+        super().__init__(f"{alias} is {now or 'nothing'} now")
+        self.now = now
 
 
 def publish(
@@ -214,11 +222,38 @@ def _sha256(path: Path) -> str:
 
 
 def set_alias(storage: Storage, alias: str, version: str) -> None:
-    """Points ``alias`` at a complete bundle; raises ObjectMissing when there is no such bundle."""
+    """Points ``alias`` at a complete bundle, wherever it points now; raises ObjectMissing for no such bundle."""
+    storage.put(_alias_key(alias), _pointer(storage, version), "application/json")
+
+
+def move_alias(storage: Storage, alias: str, version: str, *, only_from: Collection[str | None]) -> None:
+    """``set_alias``, provided that ``alias`` points at one of ``only_from`` (None: at nothing) when it is written.
+
+    Raises AliasMoved; an alias that points at ``version`` already is left as it is.
+    """
+    key, pointer = _alias_key(alias), _pointer(storage, version)
+    known = storage.tagged(key)
+    now = str(json.loads(known[0])["version"]) if known else None
+    if now == version:
+        return
+    if now not in only_from:
+        raise AliasMoved(alias, now)
+    try:
+        storage.swap(key, pointer, known[1] if known else None)
+    except ObjectChanged as error:
+        if (now := read_alias(storage, alias)) != version:
+            raise AliasMoved(alias, now) from error
+
+
+def _alias_key(alias: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", alias):
         raise ValueError(f"alias {alias!r} is not lower-case letters, digits and dashes, such as 'production'")
+    return f"{ROOT}/aliases/{alias}.json"
+
+
+def _pointer(storage: Storage, version: str) -> bytes:
     read_manifest(storage, version)
-    storage.put_json(f"{ROOT}/aliases/{alias}.json", {"version": version, "set_at": datetime.now(UTC).isoformat()})
+    return json_bytes({"version": version, "set_at": datetime.now(UTC).isoformat()})
 
 
 def read_alias(storage: Storage, alias: str) -> str | None:

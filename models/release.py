@@ -183,14 +183,18 @@ def _check_free(storage: Storage, version: str, alias: str, base: str) -> None:
     """Nobody else's model came between the comparison and now."""
     now, trying = read_alias(storage, alias), trial.read(storage)
     if now not in (base or None, version):
-        raise ProductionMoved(
-            f"{alias} is {now} now, the candidate {version} was compared with {base or 'nothing'}; "
-            "start a new run, which compares with what is there"
-        )
+        raise _moved(bundle.AliasMoved(alias, now), version, base)
     if trying is not None and trying.version != version:
         raise trial.CanaryUnderWay(
             f"{trying.version} is being tried since {trying.started}; start a new run when it has ended"
         )
+
+
+def _moved(found: bundle.AliasMoved, version: str, base: str) -> ProductionMoved:
+    return ProductionMoved(
+        f"{found}, the candidate {version} was compared with {base or 'nothing'}; "
+        "start a new run, which compares with what is there"
+    )
 
 
 def _upload(run: Run, source: Path, folder: Path, base: str) -> dict[str, Any]:
@@ -221,7 +225,10 @@ def _release(storage: Storage, version: str, alias: str, base: str, config: tria
     _check_free(storage, version, alias, base)
     now = read_alias(storage, alias)
     if config is None or now in (None, version):
-        bundle.set_alias(storage, alias, version)
+        try:
+            bundle.move_alias(storage, alias, version, only_from=[base or None])
+        except bundle.AliasMoved as error:
+            raise _moved(error, version, base) from error
         return False
     assert now is not None
     steer = steer_of(storage, settings())

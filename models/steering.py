@@ -11,8 +11,7 @@ from typing import Any
 
 from features.settings import Settings, settings
 from features.storage import Storage, connect
-from models.bundle import read_alias, remove_alias, set_alias
-from models.window import stored_hours
+from models.bundle import AliasMoved, move_alias, read_alias, remove_alias, set_alias
 from monitoring import trial
 from monitoring.trial import Superseded, Trial
 
@@ -36,10 +35,12 @@ class Aliases:
 
     def promote(self, trial: Trial) -> None:
         """Moves ``production`` from the version that was compared to the trial's; raises Superseded."""
-        now = self.production()
-        if now not in (trial.stable, trial.version):
-            raise Superseded(f"{now} went into production meanwhile; {trial.version} was compared with {trial.stable}")
-        set_alias(self.storage, PRODUCTION, trial.version)
+        try:
+            move_alias(self.storage, PRODUCTION, trial.version, only_from=[trial.stable])
+        except AliasMoved as error:
+            raise Superseded(
+                f"{error.now} went into production meanwhile; {trial.version} was compared with {trial.stable}"
+            ) from error
         remove_alias(self.storage, CANDIDATE, trial.version)
 
     def drop(self, trial: Trial) -> None:
@@ -61,6 +62,8 @@ def follow_canary(end: str) -> Trial | None:
     storage = connect()
     if trial.read(storage) is None:
         return None
+    from models.window import stored_hours  # brings Feast along, which publishing can do without
+
     now = datetime.fromisoformat(end) if end else stored_hours(storage)[1]
     return trial.look(storage, now, steer_of(storage, settings()))
 

@@ -1,15 +1,17 @@
 """Drift of exposures, features, predictions and reward, measured by Evidently, and what follows from it.
 
 Scores are effect sizes (PSI, normed Wasserstein, Jensen-Shannon), never p-values: those fire on any large
-sample. A window below the minimum of rows gives the verdict "insufficient data", not a guess. Where both windows
-hold enough exposures from one source of traffic (our own model first) those are compared, so that a change in the
-traffic mix is not taken for a change of the world. The data gate (``monitoring.validation``) looks at the same windows,
-the trigger (``monitoring.trigger``) decides on both.
+sample. Among few rows a score has to be more than chance as well (``monitoring.chance``). A window below the minimum
+of rows gives the verdict "insufficient data", not a guess. Where both windows hold enough exposures from one source
+of traffic (our own model first) those are compared, so that a change in the traffic mix is not taken for a change of
+the world. The data gate (``monitoring.validation``) looks at the same windows, the trigger (``monitoring.trigger``)
+decides on both.
 """
 
 import logging
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from features.schema import SOURCES
 from features.settings import settings
 from features.storage import connect
 from monitoring import trigger
+from monitoring.chance import levels
 from monitoring.columns import COLUMNS, Column, contexts, frame, rewarded
 from monitoring.trigger import DRIFT, INSUFFICIENT, STABLE
 from monitoring.validation import Validation, validate
@@ -95,6 +98,7 @@ def measure(
         rare = each["engaged_tag"].notna() & ~each["engaged_tag"].isin(common)
         each.loc[rare, "engaged_tag"] = "other"
     tested = [c for c in COLUMNS if min(f[c.name].notna().sum() for f in frames) >= minimum_rows // 5]
+    tested = _above_chance(tested, frames, (reference, current))
     snapshot = _evidently(frames[0], frames[1], tested)
     if workspace is not None:
         _keep(snapshot, workspace)
@@ -105,6 +109,16 @@ def measure(
     return DriftReport(
         verdict=verdict, reason=reason, **rows, columns=columns, html=snapshot.get_html_str(as_iframe=False)
     )
+
+
+def _above_chance(
+    tested: Sequence[Column], frames: tuple[pd.DataFrame, pd.DataFrame], tables: tuple[pa.Table, pa.Table]
+) -> list[Column]:
+    """The columns, no deciding one with a threshold that chance passes among so few rows (``monitoring.chance``)."""
+    rows = (table.select(["user_id", "event_time"]).to_pandas() for table in tables)
+    before, now = (each["user_id"].str.cat(each["event_time"].dt.floor("D").astype(str), sep=" ") for each in rows)
+    by_chance = levels({c.name: c.method for c in tested if c.decides}, *frames, (before, now))
+    return [replace(c, threshold=max(c.threshold, by_chance.get(c.name, 0.0))) for c in tested]
 
 
 def by_hour(exposures: pa.Table) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """The trigger: from a drift verdict to "retrain or not", deterministic and audited.
 
-A retraining starts when the policy asks for it (``nightly``: always, ``on_drift``: on the verdict drift) and nothing
-speaks against it: data gate, too few new rows, cooldown, another retraining in flight, a canary, the budget. Every
-decision is stored under ``trigger/`` with its reasons and what it was made from, and is made once a run: a resumed run
-gets it back. Cooldown, new rows and budget are counted in the log's own time, which a replayed log has too; "in
-flight" is a matter of the wall's clock. Left out: a budget in money; cost is recorded with each run's outcome.
+A retraining starts when the policy asks for it (``nightly``: always, ``on_drift``: on the verdict drift, and again
+until a model is published, since the next day is compared with the drifted one and looks stable) and nothing speaks
+against it: data gate, too few new rows, cooldown, another retraining in flight, a canary, the budget. Every decision
+is stored under ``trigger/`` with its reasons and what it was made from, and is made once a run: a resumed run gets it
+back. Cooldown, new rows and budget are counted in the log's own time, which a replayed log has too; "in flight" is a
+matter of the wall's clock. Left out: a budget in money; cost is recorded with each run's outcome.
 """
 
 import json
@@ -71,6 +72,10 @@ class Past:
     """Of its outcome; empty while it has none."""
     moved: datetime
     """When it last stored anything."""
+    verdict: str = STABLE
+    """Of its drift stage."""
+    published: bool = True
+    """Whether its model went to the users; not when the gate refused it or a canary of it was not promoted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +109,14 @@ def decide(trigger: Trigger, situation: Situation) -> Decision:
     checks = list(_checks(trigger, situation))
     against = next((sentence for passed, sentence in checks if not passed), "")
     asked = f"policy {trigger.when}, {situation.verdict}: {situation.reason}"
+    if situation.verdict != DRIFT and (run_id := unanswered(situation.past)):
+        asked += f"; no model has been published since the drift that {run_id} saw"
     return Decision(retrain=not against, reason=against or asked, checks=tuple(sentence for _, sentence in checks))
 
 
 def _checks(trigger: Trigger, situation: Situation) -> Iterator[tuple[bool, str]]:
     yield not situation.invalid, "data gate: " + ("; ".join(situation.invalid) or "nothing is wrong with the window")
-    wanted = situation.verdict == DRIFT or trigger.when == NIGHTLY
+    wanted = situation.verdict == DRIFT or trigger.when == NIGHTLY or bool(unanswered(situation.past))
     yield wanted, f"{situation.verdict} ({situation.reason}) and policy {trigger.when}"
     last = max((each.window_end for each in situation.past if each.state == "SUCCEEDED"), default=None)
     new = sum(n for hour, n in situation.rows_by_hour.items() if last is None or datetime.fromisoformat(hour) >= last)
@@ -132,6 +139,14 @@ def _checks(trigger: Trigger, situation: Situation) -> Iterator[tuple[bool, str]
         spent < trigger.budget_runs,
         (f"{spent} retrainings in {trigger.budget_days:g} days, the budget is {trigger.budget_runs}"),
     )
+
+
+def unanswered(past: Sequence[Past]) -> str:
+    """The newest run that ended after it had seen drift and since whose window no model was published; empty: none."""
+    ended = [each for each in past if each.state]
+    answered = max((each.window_end for each in ended if each.published), default=datetime.min.replace(tzinfo=UTC))
+    drifts = [each for each in ended if each.verdict == DRIFT and each.window_end > answered]
+    return max(drifts, key=lambda each: each.window_end).run_id if drifts else ""
 
 
 # The audit -----------------------------------------------------------------------------------------------------------
@@ -168,6 +183,7 @@ def decide_once(storage: Storage, run_id: str, trigger: Trigger, summary: Mappin
 
 def past(storage: Storage, end: datetime, days: float, *, without: str = "") -> Iterator[Past]:
     """The decisions to retrain, and the claims still open, of windows that ended in the ``days`` up to ``end``."""
+    lost = {each.version for each in trial.ended(storage) if each.status != trial.PROMOTED}
     for record in decisions(storage, end, days):
         if record["run_id"] == without or not record.get("retrain", record.get("claims")):
             continue
@@ -179,6 +195,8 @@ def past(storage: Storage, end: datetime, days: float, *, without: str = "") -> 
             window_end=datetime.fromisoformat(record["window_end"]),
             state=str(outcome["state"]) if outcome else "",
             moved=max([*times, datetime.fromisoformat(record["at"])]),
+            verdict=record["inputs"]["verdict"],
+            published=bool(outcome and outcome.get("version") and outcome["version"] not in lost),
         )
 
 

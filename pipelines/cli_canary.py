@@ -1,6 +1,7 @@
 """`onerec canary`: the canary that runs look at (`show`, `look`, `end`), and one by hand on KServe (the rest)."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,8 +22,6 @@ Percent = Annotated[int, typer.Option("--percent", help="The canary's share of t
 @canary.command()
 def show(home: Home = HOME, json_: Json = False) -> None:
     """The canary under way, and how the last ones ended."""
-    from dataclasses import asdict
-
     from features.storage import connect
     from monitoring import trial
     from pipelines import stack

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from pipelines.cli import HOME, Home, Json, app, check_canary, check_log, check_policy, check_recipe, emit, fail, out
+
+if TYPE_CHECKING:
+    from pipelines.result import LoopConfig
 
 
 @app.command()
@@ -41,8 +44,7 @@ def loop(
     if scenario:
         drift_day = _check_scenario(scenario, data, drift_day)
 
-    from pipelines import stack
-    from pipelines.loop import LoopConfig, run_loop
+    from pipelines.result import LoopConfig
 
     config = LoopConfig(
         days=days,
@@ -57,20 +59,27 @@ def loop(
         command=" ".join(["onerec", *sys.argv[1:]]),
     )
     output = home / "loop"
-    if fresh:
-        stack.wipe(home)
-    if keep:
-        stack.up(home)
-        stack.activate(home)
-        result = run_loop(config, output)
-    else:
-        with stack.running(home):
-            result = run_loop(config, output)
+    result = _play(config, home, output, fresh=fresh, keep=keep)
     if json_:
         emit({"report": output / "report.html", **{k: result[k] for k in ("totals", "comparisons")}})
         return
     _summary(result)
     out.print(f"\nreport: [bold]{(output / 'report.html').resolve()}[/] (opens without a network)", soft_wrap=True)
+
+
+def _play(config: "LoopConfig", home: Path, output: Path, *, fresh: bool, keep: bool) -> dict[str, Any]:
+    """The loop's result, on the local services, which end with it unless they are to be kept."""
+    from pipelines import stack
+    from pipelines.loop import run_loop
+
+    if fresh:
+        stack.wipe(home)
+    if keep:
+        stack.up(home)
+        stack.activate(home)
+        return run_loop(config, output)
+    with stack.running(home):
+        return run_loop(config, output)
 
 
 def _check_scenario(name: str, data: Path | None, drift_day: int) -> int:

@@ -57,14 +57,7 @@ def recommend(
         answer = {"user": user, "model_version": served.model_version, "flags": served.flags, "seconds": elapsed}
         emit({**answer, "items": rows})
         return
-    table = Table(title=f"user {escape(user)}, {served.model_version}, answered in {1000 * elapsed:.0f} ms")
-    for name in ("item", "title", "tags", "SID", "log p"):
-        table.add_column(name)
-    for row in rows:
-        sid = "-".join(str(code) for code in row["sid"])
-        title, tags = escape(row["title"] or ""), escape(", ".join(row["tags"]))
-        table.add_row(escape(row["item_id"]), title, tags, sid, f"{row['score']:.2f}")
-    out.print(table)
+    out.print(_table(user, served.model_version, rows, elapsed))
     for flag in served.flags:
         out.print(f"[yellow]{flag}[/]: {FLAGS.get(flag, 'see docs/serving.md')}", soft_wrap=True)
 
@@ -90,6 +83,17 @@ def _row(item: dict[str, Any], served: Any, i: int) -> dict[str, Any]:
         "sid": served.sids[i],
         "score": served.scores[i],
     }
+
+
+def _table(user: str, version: str, rows: list[dict[str, Any]], seconds: float) -> Table:
+    table = Table(title=f"user {escape(user)}, {version}, answered in {1000 * seconds:.0f} ms")
+    for name in ("item", "title", "tags", "SID", "log p"):
+        table.add_column(name)
+    for row in rows:
+        sid = "-".join(str(code) for code in row["sid"])
+        title, tags = escape(row["title"] or ""), escape(", ".join(row["tags"]))
+        table.add_row(escape(row["item_id"]), title, tags, sid, f"{row['score']:.2f}")
+    return table
 
 
 def _items(home: Path, version: str) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """`onerec report`: the daily report as one HTML file that opens without a network."""
 
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +41,6 @@ def report(
 
 def _newest_day() -> date:
     """Of the newest stored hour."""
-    from datetime import UTC, datetime, timedelta
-
     from pipelines.cli_models import newest_ms
 
     if not (end := newest_ms()):

@@ -48,7 +48,7 @@ def up(
         list[str] | None,
         typer.Option("--port", metavar="SERVICE=PORT", help="Fix a service's port instead of a free one; repeatable."),
     ] = None,
-    as_json: Json = False,
+    json_: Json = False,
 ) -> None:
     """Start the local services and wait until each is healthy. Harmless when they run: starts only what is dead."""
     ports = _ports(port or [])
@@ -63,7 +63,7 @@ def up(
         names = _names(only)
         names = [*(names or stack.usual()), "predictor"] if split else names
         started = stack.up(home, names, ports=ports, progress=progress)
-    if as_json:
+    if json_:
         emit({"home": home.resolve(), "started": started, "services": [asdict(row) for row in stack.status(home)]})
         return
     from pipelines import dashboard
@@ -76,18 +76,18 @@ def status(
     home: Home = HOME,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the page up to date, until Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two looks with --watch.", min=0.5)] = 5.0,
-    as_json: Json = False,
+    json_: Json = False,
 ) -> None:
     """Show services, models and where the loop stands: runs, drift, gate, intake. Exit code 1 unless all is healthy."""
     from pipelines import dashboard
 
     look = _Look(home)
-    if watch and not as_json:
+    if watch and not json_:
         _watch(look, interval)
         return
     rows, models, loop = look()
     ok = bool(rows) and all(row.state == "healthy" for row in rows)
-    if as_json:
+    if json_:
         emit(
             {
                 "home": home.resolve(),
@@ -156,10 +156,10 @@ def logs(
 
 
 @app.command(rich_help_panel=PANEL)
-def doctor(home: Home = HOME, as_json: Json = False) -> None:
+def doctor(home: Home = HOME, json_: Json = False) -> None:
     """Look for what is missing or misconfigured, and say how to mend it. Exit code 1 when something must be mended."""
     found = checks.examine(home)
-    if as_json:
+    if json_:
         emit([asdict(check) for check in found])
     else:
         table = Table(box=None, pad_edge=False)
@@ -174,12 +174,12 @@ def doctor(home: Home = HOME, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-def down(home: Home = HOME, only: Only = "", as_json: Json = False) -> None:
+def down(home: Home = HOME, only: Only = "", json_: Json = False) -> None:
     """Stop the local services and everything they spawned. The data in the home folder stays."""
     names = _names(only)
     with err.status("stopping the local services"):
         stopped = stack.down(home, names)
-    if as_json:
+    if json_:
         emit({"home": home.resolve(), "stopped": stopped})
     else:
         out.print(f"stopped {', '.join(stopped)}" if stopped else f"nothing runs in {home}")

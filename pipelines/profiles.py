@@ -31,6 +31,9 @@ SETTINGS = (
 """Keys of the ConfigMap, each the name of the variable it sets."""
 SECRETS = ("ONEREC_S3_ACCESS_KEY", "ONEREC_S3_SECRET_KEY", "ONEREC_REDIS_PASSWORD", "ONEREC_SERVER_TOKEN")
 """Keys of the Secret, likewise."""
+TRAINING_SECRETS = ("ONEREC_ADMIN_TOKEN",)
+"""Of the same Secret, for steps that train alone: on-policy alignment pushes weights to the roll-out servers. Optional,
+since without those servers nobody needs it."""
 POD = {
     "ONEREC_POD_NAME": "metadata.name",
     "ONEREC_POD_UID": "metadata.uid",
@@ -86,9 +89,16 @@ class Profile:
         return self._on_gpu(task) if self.cluster and self.gpus else task
 
     def training(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """A step that trains in its own pod, or as a RayJob that its pod launches and watches."""
+        """A step that trains in its own pod, or as a RayJob that its pod launches and watches.
+
+        The RayJob's template gives its pods the whole Secret; the launcher pushes no weights.
+        """
         if not (self.cluster and self.rayjob):
-            return self.computing(task)
+            self.computing(task)
+            if self.cluster:
+                keys = {name: name for name in TRAINING_SECRETS}
+                kubernetes.use_secret_as_env(task, self.secret, keys, optional=True)
+            return task
         self._step(task, replace(self.small, hours=self.train.hours))
         task.set_container_image(LIGHT_IMAGE)
         kubernetes.use_config_map_as_volume(task, self.rayjob, mount_path=RAYJOB_FOLDER)

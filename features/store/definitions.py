@@ -11,9 +11,17 @@ sources hold the schema, no rows.
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.types import Array, Int64, String
-
+from features.feast import (
+    Array,
+    Entity,
+    FeatureView,
+    Field,
+    FileSource,
+    Int64,
+    PushSource,
+    String,
+    ValueType,
+)
 from features.settings import settings
 
 FOREVER = timedelta(days=3650)

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from features.datasets.dataset import Dataset
 from features.schema import ITEM, TIME
 from features.world import heldout
+from features.world.expectation import expected
 from features.world.responses import BUCKETS, DRAWN_FLAGS, AffinityScale, Responses, bucket_of
 from features.world.sessions import DAY_MS, SessionConfig, Sessions, find_rows
 from features.world.taste import Content, Rows, Taste, fit_taste, play_score
@@ -164,6 +165,18 @@ class UserModel:
         """Mean play time (ms) of first views, [U, I]: for oracles only."""
         users, items = self._rows(user_ids, item_ids, day)
         return self._fitted.responses.expected_play_ms(self._z(users, items, day), self._durations[items])
+
+    def expected(self, user_ids: list[str], lists: list[list[str]], day: int) -> dict[str, np.ndarray]:
+        """What equally long lists of unseen items are worth to each user on ``day``, [U] each: for oracles only.
+
+        The measures are those of ``features.world.expectation``.
+        """
+        users, items = self._rows(user_ids, [item for each in lists for item in each], day)
+        rows = items.reshape(len(lists), -1)
+        # One user at a time: everybody's affinity to everybody's list would be many times as much.
+        pairs = zip(users, rows, strict=True)
+        z = np.concatenate([self._z(users=user[None], items=own, day=day) for user, own in pairs])
+        return expected(self._fitted.responses, self._sessions, users, z, self._durations[rows], day)
 
     def calibration(self) -> dict[str, object]:
         """Predicted against observed on the log's last days, by a model fitted on the days before.

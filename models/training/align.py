@@ -167,7 +167,9 @@ def _sampler(shop: Workshop[AlignConfig], config: AlignConfig) -> Sampler:
     """The configured roll-out server, or this process."""
     url, token = settings().rollout_url, settings().admin_token.get_secret_value()
     if not url:
-        return InProcessSampler(shop.model, shop.catalogue, config.draw, every=config.push_every)
+        return InProcessSampler(
+            shop.model, shop.catalogue, config.draw, every=config.push_every, precision=config.precision
+        )
     every, patience_s = config.push_every, config.patience_s
     return ServerSampler(url, token, shop.catalogue, config.draw, every=every, patience_s=patience_s)
 

@@ -48,6 +48,9 @@ class AlignConfig(StageConfig):
     """Requests rolled out in a step, over all workers."""
     group: int = 32
     """Roll-outs of a request; V1 has 512, about four times the items served. Server beams: at most 100."""
+    learned: int = 0
+    """How many of a group the policy learns from, the best and the worst of them (ours): all are judged and normalise
+    each other, few are worth a backward pass. 0 = all."""
     search: Mode = "sample"
     """Groups are drawn, or are the best by beam search (V1 found beams better); DPO always takes beams."""
     push_every: int = 50
@@ -109,6 +112,11 @@ class AlignConfig(StageConfig):
             )
         if self.patience_s < 0:
             raise ValueError(f"patience_s is {self.patience_s}; it must be at least 0")
+        if self.learned and (not least <= self.learned <= self.group or self.format != "none"):
+            raise ValueError(
+                f"learned is {self.learned}: give 0 or {least} .. group {self.group}, and 0 with a format reward "
+                f"(format {self.format!r}), which judges draws whatever their reward"
+            )
         if self.format == "none":
             return
         if self.constrained or self.mode == "beam" or not self.rolls_out:

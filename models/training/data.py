@@ -20,7 +20,7 @@ from features.histories.context import Context
 from features.histories.requests import Requests, requests
 from features.histories.sequences import Sequences
 from features.histories.windows import Limits, is_positive, spans
-from features.schema import EXPOSURE, FLAGS, conform
+from features.schema import EXPOSURE, FLAGS, conform, label_bits
 from models.tokenizer.vocabulary import Catalogue
 
 TARGETS = 10
@@ -29,7 +29,7 @@ HOLDOUT_SHARE = 0.4
 HOLDOUT_SEED = 0
 OWN = "onerec"
 FOREIGN_REQUESTS = 30
-"""From so many requests of other policies on, our own are not held out."""
+"""From so many requests of other policies with something engaged with on, our own are not held out."""
 
 _TABLES = ("exposures", "items", "users")
 _MAPPED = ("play_ms", "duration_ms")
@@ -59,15 +59,26 @@ def newest_day(exposures: pa.Table) -> int:
 def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED) -> np.ndarray:
     """bool [N]: exposures of requests that began in the last 24 hours, of the users a hash chooses.
 
-    Only requests that another policy than ours answered, when there are enough: on what it chose itself a model looks
-    better than any other, and the model in production better than its successor.
+    Only requests that another policy than ours answered, when there are enough, if need be of more users than
+    ``users_share``: on what it chose itself a model looks better than any other, and the model in production better
+    than its successor.
     """
-    grouped, newest = requests(exposures), newest_day(exposures)
-    return _held_out(grouped, newest, _foreign(exposures), users_share=users_share, seed=seed)
+    play, duration = (exposures.column(name).to_numpy() for name in ("play_ms", "duration_ms"))
+    positive = is_positive(play, duration, np.asarray(label_bits(exposures), np.int64))
+    marks = _Marks(foreign=_foreign(exposures), positive=positive)
+    return _held_out(requests(exposures), newest_day(exposures), marks, users_share=users_share, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Marks:
+    """bool [N] each: exposures that another policy than ours chose, and those with high engagement."""
+
+    foreign: np.ndarray
+    positive: np.ndarray
 
 
 def _foreign(exposures: pa.Table) -> np.ndarray:
-    """bool [N]: exposures that another policy than ours chose."""
+    """``_Marks.foreign`` of a table with the column ``source``."""
     foreign: np.ndarray = pc.not_equal(exposures.column("source"), OWN).to_numpy()
     return foreign
 
@@ -77,19 +88,24 @@ def _newest_day(times_ms: np.ndarray) -> int:
 
 
 def _held_out(
-    grouped: Requests, newest: int, foreign: np.ndarray, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED
+    grouped: Requests, newest: int, marks: _Marks, *, users_share: float = HOLDOUT_SHARE, seed: int = HOLDOUT_SEED
 ) -> np.ndarray:
-    """``split_holdout`` of requests; ``foreign`` (bool [N]) marks the exposures of another policy than ours."""
+    """``split_holdout`` of requests."""
     if not 0 <= users_share <= 1:
         raise ValueError(f"users_share is {users_share}; it must lie in [0, 1]")
+    mask = np.zeros(len(marks.foreign), bool)
     recent = grouped.times_ms >= newest
-    chosen = np.zeros(len(grouped.users), bool)
-    asked = np.unique(grouped.user[recent])
-    chosen[asked] = [hashed(name, seed) < users_share for name in grouped.users.take(pa.array(asked)).to_pylist()]
-    held = recent & chosen[grouped.user] if len(grouped) else recent
-    others = held & foreign[grouped.rows[grouped.offsets[:-1]]]
-    held = others if others.sum() >= FOREIGN_REQUESTS else held
-    mask = np.zeros(len(foreign), bool)
+    if not recent.any() or not users_share:
+        return mask
+    asked, place = np.unique(grouped.user[recent], return_inverse=True)
+    drawn = np.ones(len(grouped))
+    drawn[recent] = np.array([hashed(name, seed) for name in grouped.users.take(pa.array(asked)).to_pylist()])[place]
+    held = recent & (drawn < users_share)
+    others = recent & marks.foreign[grouped.rows[grouped.offsets[:-1]]]
+    engaged = others & np.logical_or.reduceat(marks.positive[grouped.rows], grouped.offsets[:-1])
+    if engaged.sum() >= FOREIGN_REQUESTS:
+        enough = np.sort(drawn[engaged])[FOREIGN_REQUESTS - 1]
+        held = others & ((drawn < users_share) | (drawn <= enough))
     mask[grouped.rows] = np.repeat(held, np.diff(grouped.offsets))
     return mask
 
@@ -150,7 +166,8 @@ class RunData:
     def held_out(self) -> np.ndarray:
         """bool [N]: exposures kept for evaluation, never targets of training."""
         source = pq.read_table(self.folder / "exposures.parquet", columns=["source"])
-        return _held_out(self.sequences.requests, _newest_day(self.times_ms), _foreign(source))
+        marks = _Marks(foreign=_foreign(source), positive=self.positive())
+        return _held_out(self.sequences.requests, _newest_day(self.times_ms), marks)
 
     def column(self, name: str) -> np.ndarray:
         """One column of the exposures; strings as objects, play times and durations mapped."""

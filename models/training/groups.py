@@ -7,7 +7,7 @@ rewards are equal teaches nothing. Left out: rewards of whole lists.
 Shapes: B requests, G samples of each, R rules, n items.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +80,16 @@ class Judged:
     format_mask: Tensor
     """Both all zero without a format reward."""
     metrics: dict[str, float]
+
+    def extremes(self, count: int) -> Tensor:
+        """long [B, count]: the samples that each group says most about, its best and its worst in equal numbers."""
+        order = torch.where(self.mask, self.advantages, 0.0).argsort(stable=True, dim=1)
+        return torch.cat([order[:, : count // 2], order[:, order.shape[1] - (count - count // 2) :]], 1)
+
+    def take(self, chosen: Tensor) -> "Judged":
+        """Only the samples ``chosen`` (long [B, k]); metrics stay those of all."""
+        names = ("rewards", "advantages", "mask", "format_advantages", "format_mask")
+        return replace(self, **{name: getattr(self, name).gather(1, chosen) for name in names})
 
 
 def judge_groups(samples: Samples, rewards: np.ndarray, config: AlignConfig, rules: Kinds | None, seed: int) -> Judged:

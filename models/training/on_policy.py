@@ -142,7 +142,8 @@ class Alignment:
         logits = model(batch.context, batch.targets)
         ntp = ntp_loss(logits, batch.targets, batch.weights, self._model.level_loss)
         found = {"ntp": float(ntp.detach()), "entropy": entropy(logits, batch.mask)}
-        found["policy/kl_pretrained"] = self._moved(model, batch.context, batch.targets, batch.mask)
+        if self._stream is None:  # roll-outs say it themselves
+            found["policy/kl_pretrained"] = self._moved(model, batch.context, batch.targets, batch.mask)
         if self._config.objective == "rsft" or self._config.signal == "rollouts":
             return ntp, None, found
         stream = (logits, batch.targets, batch.advantages, batch.old_log_probs, batch.mask)
@@ -178,15 +179,20 @@ class _Stream:
         device = next(self._model.parameters()).device
         tensors = to_tensors(context, given.catalogue, device)
         rewards = given.reward(tensors, samples.items, requests)
-        judged = judge_groups(samples, np.asarray(rewards), config, self._rules, seed)
-        tokens = samples.tokens.to(device)
+        kept, judged = samples, judge_groups(samples, np.asarray(rewards), config, self._rules, seed)
+        if config.learned:
+            chosen = judged.extremes(config.learned)
+            kept, judged = samples.take(chosen), judged.take(chosen)
+        tokens = kept.tokens.to(device)
         with certain(self._model):
             logits = model(tensors, tokens)
+        # Preferences need the reference of every sample, the comparison is content with a few requests.
+        some = slice(None if config.objective in PREFERENCES else COMPARED)
         with torch.no_grad():
-            before = self._pretrained(tensors, tokens)
-        value, parts = group_loss(logits, before, samples, judged, config)
-        drawn = torch.from_numpy(samples.drawn).to(device)
-        parts |= {"policy/kl_pretrained": divergence(logits.detach(), before, drawn)}
+            before = self._pretrained(taken(tensors, some), tokens[some])
+        value, parts = group_loss(logits, before, kept, judged, config)
+        drawn = torch.from_numpy(kept.drawn[some]).to(device)
+        parts |= {"policy/kl_pretrained": divergence(logits.detach()[some], before, drawn)}
         return value, int(judged.mask.sum()), judged.metrics | parts | self._waiting(samples, waited, started)
 
     def _requests(self, number: int) -> tuple[np.ndarray, int]:
@@ -227,7 +233,8 @@ def _kinds_of(config: AlignConfig, given: Rollouts) -> Kinds | None:
 def group_loss(
     logits_BGLC: Tensor, before_BGLC: Tensor, samples: Samples, judged: Judged, config: AlignConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    """The configured objective on judged groups, with the format reward's part; ``before`` are the reference's logits.
+    """The configured objective on judged groups, with the format reward's part; ``before`` are the reference's logits,
+    which only preferences read.
 
     A group of equal rewards and a batch without positives give a finite loss that moves nothing.
     """

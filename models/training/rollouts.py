@@ -11,7 +11,7 @@ Shapes: B requests, G samples of each, L SID levels.
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from models.decoding.trie import Trie
 from models.generator import Generator
 from models.pathways import PATHWAYS, to_tensors
 from models.tokenizer.vocabulary import Catalogue
+from models.training.device import autocast
 from models.training.parallel import whole
 
 Mode = Literal["sample", "beam"]
@@ -58,6 +59,16 @@ class Samples:
     """int64 [B], optimizer steps that the trainer has made since that push."""
     seconds: float
     """How long the trainer waited for them."""
+
+    def take(self, chosen: Tensor) -> "Samples":
+        """Only the draws ``chosen`` (long [B, k]) of each request."""
+        every = chosen.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1])
+        return replace(
+            self,
+            tokens=self.tokens.gather(1, every),
+            log_probs=self.log_probs.gather(1, every),
+            items=np.take_along_axis(self.items, chosen.numpy(), 1),
+        )
 
     @property
     def valid(self) -> np.ndarray:
@@ -116,16 +127,25 @@ class Names:
 
 
 class InProcessSampler:
-    """Draws from a copy of the trainer's weights that is renewed every ``every`` steps; 1 is on-policy."""
+    """Draws from a copy of the trainer's weights that is renewed every ``every`` steps; 1 is on-policy.
+
+    ``precision`` is best the trainer's: then its ratios begin at 1.
+    """
 
     def __init__(
-        self, model: Generator, catalogue: Catalogue, config: DrawConfig | None = None, *, every: int = 1
+        self,
+        model: Generator,
+        catalogue: Catalogue,
+        config: DrawConfig | None = None,
+        *,
+        every: int = 1,
+        precision: str = "fp32",
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; weights are pushed every 1 step or more")
         self.config = config or DrawConfig()
         self.names = Names(catalogue)
-        self._every = every
+        self._every, self._precision = every, precision
         self._device = next(model.parameters()).device
         self._trie = self.names.trie.to(self._device)
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -145,7 +165,8 @@ class InProcessSampler:
         if self._push < 0:
             raise RuntimeError("nothing was pushed to the sampler yet; call advance(model, step) first")
         started = time.perf_counter()
-        beams = self._search(context, count, seed, mode)
+        with autocast(self._precision, self._device):
+            beams = self._search(context, count, seed, mode)
         tokens, log_probs = beams.sids.cpu(), beams.log_probs.float().cpu()
         return Samples(
             tokens=tokens,

@@ -316,7 +316,7 @@ def test_the_summary_says_what_the_records_hold(tmp_path: Path) -> None:
 def test_the_command_reports_every_figure_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = Sizes(users=150, items=300, held=40, pretrain_steps=6, reward_steps=6)
     monkeypatch.setattr(alignment, "QUICK_SIZES", sizes)
-    monkeypatch.setattr(alignment, "QUICK", Budget(days=1, visitors=15, steps=2, requests=3, group=6))
+    monkeypatch.setattr(alignment, "QUICK", Budget(days=1, visitors=15, steps=2, requests=3, group=12, learned=6))
     app = typer.Typer()
     app.command()(alignment.main)
     lines = [CliRunner().invoke(app, ["--quick", "--output", str(tmp_path)]) for _ in range(2)]

@@ -16,6 +16,7 @@ from features.histories.windows import Limits, Window, empty_window, fold, posit
 from features.online import FeaturesUnavailable, OnlineFeatures
 from features.schema import USER
 from features.settings import Settings
+from pipelines.processes import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,7 @@ def test_context_of_known_and_unknown_users(online: OnlineFeatures, make_exposur
 
 
 def test_dead_valkey_is_said_so(config: Settings, online: OnlineFeatures) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = next(free_ports(1))
     dead = OnlineFeatures.connect(config=config.model_copy(update={"redis": f"127.0.0.1:{port}"}))
     with pytest.raises(FeaturesUnavailable, match=rf"Valkey at 127.0.0.1:{port} does not answer .*onerec up"):
         dead.read(["a"], 1)

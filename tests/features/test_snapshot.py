@@ -102,10 +102,13 @@ def test_partitions_give_the_contexts_of_one(log: pa.Table, tmp_path: Path) -> N
 def test_a_run_is_prepared_once_and_names_its_segments(log: pa.Table, s3: Storage) -> None:
     start, end, targets_from = (time.isoformat() for time in window(log))
     digest = prepare("run", start, end, targets_from)
+    manifest = s3.get("runs/run/data/manifest.json")
+    assert json.loads(manifest)["exposures"] == log.num_rows
+    assert sorted(json.loads(manifest)["segments"]) == sorted(s3.keys("exposures/"))
+    late = log.slice(0, 1).set_column(0, log.schema.field(0), [["late"]])
+    exposure_store.write(s3, late)  # in the window, and after the run froze it
     assert prepare("run", start, end, targets_from) == digest
-    manifest = json.loads(s3.get("runs/run/data/manifest.json"))
-    assert manifest["exposures"] == log.num_rows
-    assert all(s3.exists(key) for key in manifest["segments"])
+    assert s3.get("runs/run/data/manifest.json") == manifest
 
 
 def test_windows_that_cannot_be_learned_from_are_refused(log: pa.Table, s3: Storage, tmp_path: Path) -> None:

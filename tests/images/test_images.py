@@ -19,6 +19,7 @@ import urllib3
 from chart.render import EXAMPLES, render
 
 from cluster_rules.objects import containers, workloads
+from pipelines.processes import free_ports
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(3600)]
 
@@ -165,9 +166,10 @@ def test_size(image) -> None:
     assert size < MEGABYTES[image.target]
 
 
-def test_the_collector_answers(pipelines, environment, valkey, tmp_path: Path, free_port: int) -> None:
-    command = ["python", "-m", "features.intake.collector", "--port", str(free_port), "--wal", "/data/wal"]
-    url, log = f"http://127.0.0.1:{free_port}", tmp_path / "log"
+def test_the_collector_answers(pipelines, environment, valkey, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    command = ["python", "-m", "features.intake.collector", "--port", str(port), "--wal", "/data/wal"]
+    url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
     with log.open("wb") as output, pipelines.started(command, env=variables(environment), log=output) as process:
         wait(process, log, lambda: get(f"{url}/readyz").status == 200)
         event = {"kind": "impression", "exposure_id": "e1", "request_id": "r1", "user_id": "u1", "item_id": "i1"}
@@ -185,11 +187,12 @@ def test_the_command_line_answers(pipelines) -> None:
     assert "recommend" in pipelines.run(*pipelines.config["Entrypoint"], "--help")
 
 
-def test_the_model_server_recommends(serve, environment, tmp_path: Path, free_port: int, other_port: int) -> None:
+def test_the_model_server_recommends(serve, environment, tmp_path: Path) -> None:
+    http, grpc = free_ports(2)
     values = variables(environment)
     version = serve.run("python", "-c", (PROJECT / "tests/images/bundle.py").read_text(), env=values)
-    command = [*serve.config["Entrypoint"], "--port", str(free_port), "--grpc_port", str(other_port), "--device", "cpu"]
-    url, log = f"http://127.0.0.1:{free_port}", tmp_path / "log"
+    command = [*serve.config["Entrypoint"], "--port", str(http), "--grpc_port", str(grpc), "--device", "cpu"]
+    url, log = f"http://127.0.0.1:{http}", tmp_path / "log"
     with log.open("wb") as output, serve.started(command, env=values, log=output) as process:
         wait(process, log, lambda: get(f"{url}/v2/models/onerec/ready").status == 200)
         users = {"name": "user_id", "datatype": "BYTES", "shape": [2], "data": ["u1", "nobody"]}
@@ -228,21 +231,3 @@ def variables(environment) -> dict[str, str]:
         for name, value in values.items()
     }
     return {f"ONEREC_{name.upper()}": value for name, value in plain.items()} | {"ONEREC_HOME": "/data"}
-
-
-@pytest.fixture
-def free_port() -> int:
-    return _port()
-
-
-@pytest.fixture
-def other_port() -> int:
-    return _port()
-
-
-def _port() -> int:
-    import socket
-
-    with socket.socket() as each:
-        each.bind(("127.0.0.1", 0))
-        return each.getsockname()[1]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import behaviours, shaken
 
 from models.architectures import config_of, describe, model_of, name_of, restored
 from models.generator import ContextKV, Generator, GeneratorConfig
@@ -16,7 +17,7 @@ from models.objectives.ntp import ntp_loss
 from models.onerec_session import OneRecSession, SessionConfig
 from models.onerec_v1 import V1Config
 from models.onerec_v2 import V2Config
-from models.pathways import NUMERIC, PATHWAYS, ContextTensors
+from models.pathways import PATHWAYS, ContextTensors
 from models.sizes import PRESETS, preset
 
 SIZES: dict[str, Any] = {"codes": 7, "d_model": 16, "heads": 4, "kv_groups": 2, "embed": 8}
@@ -45,34 +46,19 @@ LENGTHS = {"short": 4, "positive": 6, "lifelong": 8}
 
 
 def random_model(config: GeneratorConfig) -> Generator:
-    """All weights random and large enough to matter."""
     torch.manual_seed(0)
-    model = model_of(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return shaken(model_of(config))
 
 
 def random_context(config: GeneratorConfig, requests: int = 3, *, empty: bool = False, seed: int = 0) -> ContextTensors:
     """Behaviours in all pathways, left-padded as the histories are."""
     draw = torch.Generator().manual_seed(seed)
-    c, kind = config, torch.repeat_interleave(torch.arange(len(PATHWAYS)), torch.tensor(list(LENGTHS.values())))
-    shape = (requests, len(kind))
+    kind = torch.repeat_interleave(torch.arange(len(PATHWAYS)), torch.tensor(list(LENGTHS.values())))
     mask = torch.cat(
         [torch.arange(n) >= n - torch.randint(0, n + 1, (requests, 1), generator=draw) for n in LENGTHS.values()], 1
     )
     mask = torch.zeros_like(mask) if empty else mask
-    return ContextTensors(
-        static=torch.randint(0, c.static_buckets, (requests, c.static_fields), generator=draw),
-        sids=torch.randint(1, c.codes + 1, (*shape, c.levels), generator=draw) * mask[..., None],
-        author=torch.randint(0, c.author_buckets, shape, generator=draw) * mask,
-        tag=torch.randint(0, c.tag_buckets, shape, generator=draw) * mask,
-        numeric=torch.randn(*shape, len(NUMERIC), generator=draw) * mask[..., None],
-        labels=torch.randint(0, 2, (*shape, 9), generator=draw).float() * mask[..., None],
-        kind=kind,
-        mask=mask,
-    )
+    return behaviours(config, kind, mask, draw)
 
 
 def random_targets(model: Generator, requests: int = 3, targets: int = 2) -> torch.Tensor:

@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -10,10 +12,12 @@ import torch
 from features.storage import ObjectMissing, Storage
 from models.bundle import (
     MANIFEST,
+    AliasMoved,
     Bundle,
     BundleCorrupt,
     fetch,
     list_versions,
+    move_alias,
     publish,
     read_alias,
     read_manifest,
@@ -132,6 +136,43 @@ def test_an_alias_moves(s3: Storage, write_bundle, tmp_path: Path) -> None:
     assert sorted(list_versions(s3)) == sorted([first, second])
     with pytest.raises(ValueError, match="lower-case"):
         set_alias(s3, "../x", first)
+
+
+def test_an_alias_moves_only_from_what_was_known(s3: Storage, write_bundle, tmp_path: Path) -> None:
+    old, new, other = [publish(s3, write_bundle(tmp_path / str(seed), seed=seed), data_time=TIME) for seed in range(3)]
+    with pytest.raises(AliasMoved, match="production is nothing now"):
+        move_alias(s3, "production", new, only_from=[old])
+    move_alias(s3, "production", old, only_from=[None])
+    with pytest.raises(AliasMoved, match=f"production is {old} now"):
+        move_alias(s3, "production", new, only_from=[None, other])
+    for _ in range(2):  # the second time it is there already
+        move_alias(s3, "production", new, only_from=[old])
+    assert read_alias(s3, "production") == new
+    with pytest.raises(ObjectMissing, match="no complete bundle"):
+        move_alias(s3, "production", "20260101T000000-00000000", only_from=[new])
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_of_those_who_move_an_alias_at_once_one_wins(s3: Storage, write_bundle, tmp_path: Path, known: bool) -> None:
+    """None replaces a model that it never compared with, however close they are."""
+    first = publish(s3, write_bundle(tmp_path / "first"), data_time=TIME)
+    rivals = [publish(s3, write_bundle(tmp_path / str(seed), seed=seed), data_time=TIME) for seed in range(1, 5)]
+    if known:
+        set_alias(s3, "production", first)
+    together = threading.Barrier(len(rivals))
+
+    def move(version: str) -> str:
+        together.wait()
+        try:
+            move_alias(s3, "production", version, only_from=[first if known else None])
+        except AliasMoved as error:
+            return f"lost to {error.now}"
+        return version
+
+    with ThreadPoolExecutor(len(rivals)) as pool:
+        told = list(pool.map(move, rivals))
+    winner = read_alias(s3, "production")
+    assert sorted(told) == sorted([str(winner), *[f"lost to {winner}"] * (len(rivals) - 1)])
 
 
 def test_a_reward_model_travels_with_its_bundle_and_no_other(write_bundle, random_reward, tmp_path: Path) -> None:

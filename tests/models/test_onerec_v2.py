@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import behaviours, shaken
 
 from models.objectives.ntp import ntp_loss
 from models.onerec_v2 import OneRecV2, V2Config
-from models.pathways import NUMERIC, ContextTensors
+from models.pathways import ContextTensors
 from models.sizes import preset
 
 VARIANTS = [
@@ -20,14 +21,10 @@ VARIANTS = [
 
 
 def build_model(**overrides: Any) -> OneRecV2:
-    """A few thousand weights, all of them random and large enough to matter."""
+    """A few thousand weights."""
     torch.manual_seed(0)
     sizes = {"codes": 7, "d_model": 16, "layers": 3, "heads": 4, "kv_groups": 2, "embed": 8}
-    model = OneRecV2(V2Config(**{**sizes, **overrides})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return shaken(OneRecV2(V2Config(**{**sizes, **overrides})))
 
 
 def build_context(
@@ -35,18 +32,8 @@ def build_context(
 ) -> ContextTensors:
     """Random behaviours of the model's vocabulary; a slot is filled with probability ``share``."""
     draw = torch.Generator().manual_seed(seed)
-    c, shape = model.config, (requests, length)
-    mask = torch.rand(shape, generator=draw) < share
-    return ContextTensors(
-        static=torch.randint(0, c.static_buckets, (requests, c.static_fields), generator=draw),
-        sids=torch.randint(1, c.codes + 1, (*shape, c.levels), generator=draw) * mask[..., None],
-        author=torch.randint(0, c.author_buckets, shape, generator=draw) * mask,
-        tag=torch.randint(0, c.tag_buckets, shape, generator=draw) * mask,
-        numeric=torch.randn(*shape, len(NUMERIC), generator=draw) * mask[..., None],
-        labels=torch.randint(0, 2, (*shape, 9), generator=draw).float() * mask[..., None],
-        kind=torch.arange(length) * 3 // length,
-        mask=mask,
-    )
+    mask = torch.rand((requests, length), generator=draw) < share
+    return behaviours(model.config, torch.arange(length) * 3 // length, mask, draw)
 
 
 def plain_logits(model: OneRecV2, context: ContextTensors, request: int, sid: torch.Tensor) -> torch.Tensor:

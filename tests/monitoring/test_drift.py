@@ -1,6 +1,5 @@
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from features.settings import settings
 from monitoring import columns, drift
 from monitoring.drift import DRIFT, INSUFFICIENT, STABLE, comparable, measure
 from monitoring.validation import POSITIVE
+from pipelines.processes import free_ports
 
 TAGS = ("music", "sport", "food", "travel")
 ITEMS = conform(
@@ -152,9 +152,7 @@ def test_a_snapshot_lands_in_the_workspace(tmp_path: Path) -> None:
 @pytest.fixture
 def evidently(tmp_path: Path) -> Iterator[str]:
     """The URL of Evidently's real server on an empty workspace."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    port = next(free_ports(1))
     program = [str(Path(sys.executable).parent / "evidently"), "ui", "--workspace", str(tmp_path / "served")]
     process = subprocess.Popen(
         [*program, "--host", "127.0.0.1", "--port", str(port)], env={**os.environ, "DO_NOT_TRACK": "1"}

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.storage import Storage
+from monitoring import trial
 from monitoring.trigger import (
     DRIFT,
     INSUFFICIENT,
@@ -39,10 +40,13 @@ TWO_A_WEEK = '{"when": "on_drift", "budget_runs": 2}'
 DRIFTED = replace(QUIET, verdict=DRIFT, reason="drifted: like")
 
 
-def ran(hours: float, state: str = "SUCCEEDED", silent_hours: float = 0.0) -> Past:
+def ran(hours: float, state: str = "SUCCEEDED", silent_hours: float = 0.0, **told: Any) -> Past:
     """A retraining whose window ended so many hours ago."""
     moved = NOW - timedelta(hours=silent_hours)
-    return Past(run_id=f"r{hours}", window_end=END - timedelta(hours=hours), state=state, moved=moved)
+    return Past(run_id=f"r{hours}", window_end=END - timedelta(hours=hours), state=state, moved=moved, **told)
+
+
+REFUSED = ran(24, verdict=DRIFT, published=False)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,12 @@ def ran(hours: float, state: str = "SUCCEEDED", silent_hours: float = 0.0) -> Pa
         ("on_drift", replace(DRIFTED, past=(ran(21),)), True, "drifted"),
         ("on_drift", replace(DRIFTED, past=(ran(1, "FAILED"),)), True, "drifted"),
         ("nightly", replace(QUIET, canary="v7"), False, "a canary is under way: v7"),
+        ("on_drift", replace(QUIET, past=(REFUSED,)), True, "no model has been published since the drift that r24 saw"),
+        ("on_drift", replace(QUIET, past=(replace(REFUSED, state="FAILED"),)), True, "since the drift that r24 saw"),
+        ("on_drift", replace(QUIET, past=(REFUSED, ran(48))), True, "since the drift that r24 saw"),
+        ("on_drift", replace(QUIET, past=(replace(REFUSED, run_id="old"), ran(22))), False, "policy on_drift"),
+        ("on_drift", replace(QUIET, past=(replace(REFUSED, verdict=STABLE),)), False, "policy on_drift"),
+        ("on_drift", replace(DRIFTED, past=(ran(19, verdict=DRIFT, published=False),)), False, "19.0 hours after"),
         ("on_drift", replace(DRIFTED, past=(ran(30, ""),)), False, "in flight: r30"),
         ("on_drift", replace(DRIFTED, past=(ran(30, "", silent_hours=3.5),)), True, "drifted"),
         (
@@ -139,6 +149,26 @@ def test_one_run_in_flight_then_cooldown_then_again(s3: Storage) -> None:
     s3.put_json("runs/a/outcome.json", {"state": "SUCCEEDED"})
     assert "cooldown" in decide_once(s3, "c", trigger, summary(hours=12))["reason"]
     assert decide_once(s3, "d", trigger, summary(hours=24))["retrain"]
+
+
+@pytest.mark.parametrize(
+    ("version", "canary", "again"),
+    [(None, "", True), ("v1", "", False), ("v1", trial.PROMOTED, False), ("v1", trial.ROLLED_BACK, True)],
+)
+def test_a_drift_is_not_forgotten_before_a_model_answers_it(
+    s3: Storage, version: str | None, canary: str, again: bool
+) -> None:
+    """The day after a drift looks like the day of it; a candidate that was refused has changed nothing."""
+    trigger = parse("on_drift")
+    assert decide_once(s3, "a", trigger, summary())["retrain"]
+    s3.put_json("runs/a/outcome.json", {"state": "SUCCEEDED", "version": version})
+    if canary:
+        config = trial.TrialConfig()
+        tried = trial.Trial(version="v1", stable="v0", started=END.isoformat(), unit="user", config=config)
+        s3.put_json("trials/ended/a.json", asdict(replace(tried, status=canary)))
+    made = decide_once(s3, "b", trigger, summary(verdict=STABLE, hours=24))
+    assert made["retrain"] is again
+    assert ("since the drift that a saw" in made["reason"]) is again
 
 
 def test_a_window_that_the_data_gate_refuses_is_not_trained_on(s3: Storage) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from watched import watched
 
 from features import deltas
-from features.histories.windows import Limits, Window
+from features.histories.windows import Limits
 from features.offline import apply
 from features.online import OnlineFeatures
 from features.storage import connect
@@ -52,15 +53,7 @@ def items(environment, tmp_path: Path) -> list[str]:
 
 
 def push(environment: Any, user: str, seen: list[str]) -> None:
-    n = len(seen)
-    window = Window(
-        ids=np.arange(n),
-        item_ids=np.array(seen, object),
-        times=END_MS - 60_000 + np.arange(n),
-        play_ms=np.full(n, 9_000),
-        duration_ms=np.full(n, 10_000),
-        labels=np.full(n, 2),
-    )
+    window = watched(seen, labels=2, now_ms=END_MS)
     apply(environment.home / "feast", environment)
     OnlineFeatures.connect(environment.home / "feast", environment).push_windows(
         [user], [window], [window], np.array([END_MS - 500])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from kuairand_files import T0, USERS, VIDEOS
 from typer.testing import CliRunner
 
 import pipelines.ingest
@@ -28,12 +29,6 @@ LOG = (
     "user_id,video_id,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,play_time_ms,"
     "duration_ms,is_profile_enter"
 )
-USERS = (
-    "user_id,user_active_degree,register_days_range,follow_user_num_range,fans_user_num_range,friend_user_num_range,"
-    "is_video_author,onehot_feat0,onehot_feat1"
-)
-VIDEOS = "video_id,author_id,video_type,upload_dt,video_duration,music_id,tag"
-T0 = 1_650_812_741_436
 HOUR = 3_600_000
 
 

@@ -12,7 +12,7 @@ from recorded.pods import pods
 from cluster_rules.policies import duplicate_env, images, pod_security, resources, secret_literals
 from cluster_rules.schemas import invalid, invalid_custom
 from pipelines.compilation import PIPELINES, compile_one, manifests
-from pipelines.profiles import PROFILES, RAYJOB_KEY, SECRETS, USER, Choice, chosen
+from pipelines.profiles import PROFILES, RAYJOB_KEY, SECRETS, TRAINING_SECRETS, USER, Choice, chosen
 
 Object = dict[str, Any]
 GPU = "nvidia.com/gpu"
@@ -128,6 +128,26 @@ def test_training_launches_a_rayjob_or_runs_in_its_own_pod(training: list[Object
     own = by_name(load(compile_one("training", tmp_path / "p.yaml", chosen(Choice(profile="gpu", gpus=4, rayjob="")))))
     assert own["pretrain"]["containers"][0]["resources"]["limits"][GPU] == "4"
     assert "ONEREC_RAYJOB_TEMPLATE" not in {each["name"] for each in own["pretrain"]["containers"][0]["env"]}
+
+
+def secrets(pod: Object) -> dict[str, Object]:
+    return {
+        each["name"]: each["valueFrom"]["secretKeyRef"]
+        for each in pod["containers"][0]["env"]
+        if "secretKeyRef" in each.get("valueFrom", {})
+    }
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_administrators_token_goes_to_what_trains_alone(compiled: Callable[[str, str], Path], name: str) -> None:
+    made = {step: secrets(pod) for step, pod in by_name(load(compiled(name, "cpu"))).items()}
+    token = {key: {"name": "onerec-pipelines", "key": key, "optional": True} for key in TRAINING_SECRETS}
+    for step, found in made.items():
+        assert set(found) - set(token) == set(SECRETS), step
+        given = {key: found[key] for key in token if key in found}
+        assert given == (token if step in ("pretrain", "align") else {}), step
+    launched = by_name(load(compiled(name, "gpu")))
+    assert all(set(secrets(pod)) == set(SECRETS) for pod in launched.values()), "a RayJob's own pods have it"
 
 
 def test_steps_are_retried_with_growing_pauses(documents: list[Object]) -> None:

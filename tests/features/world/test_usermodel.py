@@ -79,6 +79,15 @@ def test_watching_is_repeatable_and_drift_changes_tastes(model: UserModel) -> No
         model.watch(0, user, model.new_items(3)["item_id"].to_pylist(), 0, 0)
 
 
+def test_a_list_is_worth_what_its_videos_are(model: UserModel) -> None:
+    users, items = model.population()[:4], model.history().items["item_id"].to_pylist()
+    lists = [items[3 * row : 3 * row + 10] for row in range(4)]
+    found = model.expected(users, lists, 0)
+    each = [model.expected_play_ms([user], own, 0).sum() / 1000 for user, own in zip(users, lists, strict=True)]
+    np.testing.assert_allclose(found["play_s"], each)
+    assert (found["stay_s"] <= found["play_s"] + 1e-9).all()
+
+
 def test_logs_too_small_to_fit_are_refused(dataset: Dataset) -> None:
     def cut(exposures: pa.Table) -> Dataset:
         return Dataset(name="cut", items=dataset.items, users=dataset.users, exposures=exposures)

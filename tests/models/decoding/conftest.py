@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from drawn import shaken
 
 from models.generator import ContextKV
 from models.onerec_v2 import OneRecV2, V2Config
@@ -13,11 +14,7 @@ from models.onerec_v2 import OneRecV2, V2Config
 def model() -> OneRecV2:
     """7 codes, 3 levels; heads sharp enough that codes differ in probability."""
     torch.manual_seed(0)
-    model = OneRecV2(V2Config(codes=7, d_model=16, layers=2, heads=4, kv_groups=2, embed=8)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return shaken(OneRecV2(V2Config(codes=7, d_model=16, layers=2, heads=4, kv_groups=2, embed=8)))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import shaken
 
 from models.architectures import model_of
 from models.decoding.beam import beam_search
@@ -27,10 +28,7 @@ EXPERTS: dict[str, Any] = {"experts": 4, "active_experts": 2, "expert_width": 8}
 def test_bf16_weights_are_autocast_done_once(config: GeneratorConfig, random_kv: Callable[[int], ContextKV]) -> None:
     """The same numbers, bit for bit; the original, its heads and routers stay fp32."""
     torch.manual_seed(0)
-    model = model_of(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model = shaken(model_of(config))
     rounded, kv = for_serving(model), random_kv(3)
     trie = Trie.from_sids(np.random.default_rng(0).integers(0, 7, (90, 3)))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawn import shaken
 
 from models.decoding.beam import Beams, beam_search
 from models.decoding.select import item_log_probs, reordered, select
@@ -14,12 +15,9 @@ KNOWN = torch.tensor([(0, 0, 0), (0, 0, 1), (0, 4, 1), (2, 2, 2), (3, 1, 0), (3,
 def model() -> OneRecV2:
     torch.manual_seed(0)
     sizes = V2Config(codes=5, embed=8, d_model=16, heads=2, layers=2, head="tied", memory=True, item_head=True)
-    made = OneRecV2(sizes).eval()
+    made = OneRecV2(sizes)
     made.remember(KNOWN)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return made
+    return shaken(made)
 
 
 @pytest.fixture

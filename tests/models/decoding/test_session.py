@@ -4,6 +4,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from drawn import shaken
 
 from models.decoding.beam import NotFinite
 from models.decoding.filter import LeafFilter
@@ -23,11 +24,7 @@ def writer() -> OneRecSession:
     config = SessionConfig(
         codes=7, d_model=16, heads=4, kv_groups=2, embed=8, items=ITEMS, encoder_layers=1, decoder_layers=1, ffn=16
     )
-    model = OneRecSession(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return shaken(OneRecSession(config))
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ def test_quantile_equals_counting_strictly_earlier_views(rows: list[tuple[int, i
             assert np.isnan(result.quantile[i])
             assert result.advantage[i] == 0
     assert (result.advantage > 0).sum() <= np.ceil(0.25 * len(rows))
+    assert result.metrics["reward/no_evidence_share"] == pytest.approx(np.isnan(result.quantile).mean())
 
 
 def test_order_of_the_rows_does_not_matter() -> None:

@@ -6,8 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.histories.windows import Limits
-from models.training.data import DAY_MS, TARGETS, Batches, Contexts, RunData, newest_day, split_holdout
+from features.histories.windows import Limits, is_positive
+from features.schema import label_bits
+from models.training.data import (
+    DAY_MS,
+    FOREIGN_REQUESTS,
+    TARGETS,
+    Batches,
+    Contexts,
+    RunData,
+    hashed,
+    newest_day,
+    split_holdout,
+)
 
 LIMITS = Limits(short=5, positive=6, lifelong=7)
 
@@ -124,6 +135,23 @@ def test_holdout_is_whole_requests_of_the_newest_day_of_some_users(log) -> None:
     shuffled = np.random.default_rng(0).permutation(len(mask))
     again = split_holdout(log.exposures.take(pa.array(shuffled)), users_share=0.4, seed=1)
     assert np.array_equal(again, mask[shuffled])
+
+
+@pytest.mark.parametrize(("foreign", "kept"), [(0.9, True), (0.05, False)])
+def test_others_requests_are_held_out_of_as_many_users_as_it_takes(log, foreign: float, kept: bool) -> None:
+    """Enough of them that can be judged, or, when there are too few in all, everybody's."""
+    users = log.exposures.column("user_id").to_pylist()
+    source = pa.array(["cascade" if hashed(user, 9) < foreign else "onerec" for user in users])
+    exposures = log.exposures.set_column(log.exposures.schema.get_field_index("source"), "source", source)
+    mask = split_holdout(exposures, users_share=0.1)
+    held = exposures.filter(pa.array(mask))
+    assert (set(held["source"].to_pylist()) == {"cascade"}) is kept
+    play, duration = (held.column(name).to_numpy() for name in ("play_ms", "duration_ms"))
+    engaged = is_positive(play, duration, np.asarray(label_bits(held), np.int64))
+    judged = set(np.array(held["request_id"].to_pylist())[engaged])
+    assert (len(judged) >= FOREIGN_REQUESTS) is kept
+    usual = {user for user in held["user_id"].to_pylist() if hashed(user, 0) < 0.1}
+    assert (set(held["user_id"].to_pylist()) > usual) is kept, "more users than usual, or just those"
 
 
 def test_held_out_requests_come_with_what_was_seen_and_engaged_with(run) -> None:

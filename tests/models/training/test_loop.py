@@ -139,10 +139,10 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path) -> None:
         fit(network(), plan(nan_at=12), CONFIG, tmp_path)
     kept = load_file(tmp_path / CHECKPOINT)
     assert all(tensor.isfinite().all() for tensor in kept.values())
-    at_ten = network()
-    fit(at_ten, replace(plan(), steps=STEPS), replace(CONFIG, checkpoint_every=10), tmp_path / "other")
-    resumed = network()
+    healthy, resumed = network(), network()
+    fit(healthy, plan(), CONFIG, tmp_path / "healthy")
     assert fit(resumed, plan(), CONFIG, tmp_path)["step"] == STEPS
+    assert torch.equal(weights(resumed), weights(healthy))
 
 
 def test_a_refusing_guard_takes_the_weights_back(tmp_path) -> None:

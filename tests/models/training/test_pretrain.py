@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,17 +86,21 @@ def test_weights_of_another_model_are_refused(log, model_config, tmp_path) -> No
         pretrain(log.folder, log.catalogue, replace(model_config, codes=9), CONFIG, tmp_path / "third")
 
 
-def test_held_out_requests_are_no_targets(log, model_config, tmp_path) -> None:
+def workshop(log, model_config: V2Config, config: PretrainConfig, folder: Path) -> Workshop:
     job = Job(
         stage="pretrain",
         data=log.folder,
         catalogue=log.catalogue,
         model=model_config,
-        config=CONFIG,
-        output=tmp_path,
+        config=config,
+        output=folder,
         init=None,
     )
-    shop = Workshop(job)
+    return Workshop(job)
+
+
+def test_held_out_requests_are_no_targets(log, model_config, tmp_path) -> None:
+    shop = workshop(log, model_config, CONFIG, tmp_path)
     batches = shop.batches()
     targets = np.concatenate([batches(step).exposures.ravel() for step in range(len(batches))])
     assert shop.data.held_out.any()
@@ -104,16 +109,7 @@ def test_held_out_requests_are_no_targets(log, model_config, tmp_path) -> None:
 
 def test_engaged_weights_follow_play_time_and_positives_count_more(log, model_config, tmp_path) -> None:
     config = replace(CONFIG, exposure_weight="engaged", positive_weight=3.0)
-    job = Job(
-        stage="pretrain",
-        data=log.folder,
-        catalogue=log.catalogue,
-        model=model_config,
-        config=config,
-        output=tmp_path,
-        init=None,
-    )
-    shop = Workshop(job)
+    shop = workshop(log, model_config, config, tmp_path)
     positive = shop.data.positive()
     assert shop.weights[positive].min() > shop.weights[~positive].max()
     assert shop.weights.min() > 0
@@ -123,16 +119,7 @@ def test_engaged_weights_follow_play_time_and_positives_count_more(log, model_co
 def test_watched_weights_follow_seconds_and_propensity_lifts_rare_items(log, model_config, tmp_path) -> None:
     def weights(power: float) -> np.ndarray:
         config = replace(CONFIG, exposure_weight="watched", propensity_power=power)
-        job = Job(
-            stage="pretrain",
-            data=log.folder,
-            catalogue=log.catalogue,
-            model=model_config,
-            config=config,
-            output=tmp_path,
-            init=None,
-        )
-        return Workshop(job).weights
+        return workshop(log, model_config, config, tmp_path).weights
 
     data = RunData.load(log.folder)
     plain, corrected = weights(0.0), weights(1.0)

@@ -1,7 +1,6 @@
 import json
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from models.training.loop import TrainingDiverged
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.ray import RayUnavailable, TrainingFailed, check
 from models.training.tokenizer import fit_tokenizer
+from pipelines.processes import free_ports
 
 CONFIG = PretrainConfig(batch_requests=16, max_steps=6, warmup_steps=2, threads=1, precision="fp32", log_every=2)
 
@@ -168,11 +168,8 @@ def test_addresses_are_checked(wrong: str) -> None:
 
 
 def test_a_dead_ray_is_reported_at_once() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.raises(RayUnavailable, match="onerec up"):
-        check(f"127.0.0.1:{port}")
+        check(f"127.0.0.1:{next(free_ports(1))}")
 
 
 def test_several_workers_need_ray(log, model_config, tmp_path) -> None:

@@ -11,13 +11,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from recorded.server import JsonHandler, listening
 
 Object = dict[str, Any]
 TYPES = {
@@ -146,16 +147,11 @@ def check(body: Object) -> None:
         raise Refused(400, f"InvalidInputError: parameters {missing} are required")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler):
     api: KfpApi
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests say what they need to."""
-
     def _answer(self) -> None:
-        parts = urlsplit(self.path)
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        parts, body = urlsplit(self.path), self.body() or {}
         with self.api.lock:
             self.api.headers.append(dict(self.headers))
             code, answer = 200, {}
@@ -166,12 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self.api.handle(self.command, path, parse_qs(parts.query), body)
             except Refused as error:
                 code, answer = error.code, {"error": str(error), "code": 3, "message": str(error)}
-            data = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            answer = deepcopy(answer)  # sent after the lock is given back
+        self.answer(code, answer)
 
     do_GET = do_POST = do_DELETE = _answer
 
@@ -180,14 +172,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serving() -> Iterator[KfpApi]:
     """Serves a fresh API until the block ends."""
     api = KfpApi()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": api}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    api.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with listening(_Handler, api=api) as api.url:
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -7,7 +7,6 @@ pod "runs" its ``echo`` command. ``fail`` makes the next requests go wrong. Left
 admission.
 """
 
-import json
 import re
 import threading
 import time
@@ -15,12 +14,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from recorded.server import JsonHandler, listening
 
 Object = dict[str, Any]
 PATH = re.compile(
@@ -168,16 +167,11 @@ def merge(target: Any, change: Any) -> Any:
     return result
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler):
     api: KubernetesApi
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests say what they need to."""
-
     def _answer(self) -> None:
-        parts, query = urlsplit(self.path), parse_qs(urlsplit(self.path).query)
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
+        parts, query, body = urlsplit(self.path), parse_qs(urlsplit(self.path).query), self.body()
         self.api.requests.append((self.command, parts.path))
         fault = self.api.fault()
         if fault == 0:
@@ -188,17 +182,17 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(fault, "Fault", "planted")
             match = PATH.fullmatch(parts.path)
             if namespace := NAMESPACES.fullmatch(parts.path):
-                self._json(*self.api.namespaces(self.command, namespace["name"], body))
+                self.answer(*self.api.namespaces(self.command, namespace["name"], body))
                 return
             if match is None:
                 raise Refused(404, "NotFound", f"no such path {parts.path}")
             if match["sub"] == "log":
                 self._log((match["namespace"], "pods", match["name"]), query)
                 return
-            self._json(*self._do(match, query, body))
+            self.answer(*self._do(match, query, body))
         except Refused as error:
             status = {"kind": "Status", "status": "Failure", "code": error.code, "reason": error.reason}
-            self._json(error.code, {"apiVersion": "v1", **status, "message": str(error)})
+            self.answer(error.code, {"apiVersion": "v1", **status, "message": str(error)})
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
@@ -232,36 +226,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.write(b"0\r\n\r\n")
 
-    def _json(self, code: int, value: Object) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @contextmanager
 def serving(kubeconfig: Path) -> Iterator[KubernetesApi]:
     """Serves a fresh API until the block ends and writes a kubeconfig that names it."""
     api = KubernetesApi()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": api}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    api.url = f"http://127.0.0.1:{server.server_address[1]}"
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "recorded", "cluster": {"server": api.url}}],
-        "users": [{"name": "nobody", "user": {}}],
-        "contexts": [{"name": "recorded", "context": {"cluster": "recorded", "user": "nobody"}}],
-        "current-context": "recorded",
-    }
-    kubeconfig.write_text(yaml.safe_dump(config))
-    try:
+    with listening(_Handler, api=api) as api.url:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "recorded", "cluster": {"server": api.url}}],
+            "users": [{"name": "nobody", "user": {}}],
+            "contexts": [{"name": "recorded", "context": {"cluster": "recorded", "user": "nobody"}}],
+            "current-context": "recorded",
+        }
+        kubeconfig.write_text(yaml.safe_dump(config))
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

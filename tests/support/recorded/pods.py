@@ -57,6 +57,7 @@ def _references(config: Object) -> Iterator[Object]:
     for each in config.get("secretAsEnv", []):
         for pair in each["keyToEnv"]:
             reference = {"name": each["secretName"], "key": pair["secretKey"]}
+            reference |= {"optional": True} if each.get("optional") else {}
             yield {"name": pair["envVar"], "valueFrom": {"secretKeyRef": reference}}
     for each in config.get("configMapAsEnv", []):
         for pair in each["keyToEnv"]:
