@@ -34,7 +34,9 @@ from models.training.stage import Workshop
 Judging = Callable[[RunData, np.ndarray], Reward]
 """What rewards roll-outs once the log of a day is known, and whose requests (user ids) may be rolled out."""
 ANCHOR = 8
-"""Logged requests of a step."""
+"""Logged requests of a step, beside roll-outs."""
+LOGGED: dict[str, Any] = {"batch_requests": 32, "learning_rate": 2e-4}
+"""Of arms that learn from logs alone: with fewer requests and a higher rate they only forget (docs/log.md)."""
 NEWEST = 0.5
 """Share of the log's requests, the newest, that may be rolled out: users nearly as they are served next."""
 
@@ -97,10 +99,10 @@ GBPO: dict[str, Any] = {**FAST, "objective": "gbpo", "policy_weight": 3.0}
 ARMS = (
     Arm(name="rsft+ecpo", config={**FAST, "objective": "ecpo"}),
     Arm(name="rsft+gbpo", config=GBPO),
-    Arm(name="rsft", config={"objective": "rsft"}, reward="none"),
+    Arm(name="rsft", config={**LOGGED, "objective": "rsft"}, reward="none"),
     Arm(name="rsft+grpo", config={**FAST, "objective": "grpo"}),
     Arm(name="rsft+dpo", config={"objective": "dpo", "signal": "rollouts"}),
-    Arm(name="feedback", config={"objective": "gbpo", "signal": "exposures"}, reward="none"),
+    Arm(name="feedback", config={**LOGGED, "objective": "gbpo"}, reward="none"),
     Arm(name="p-score", config=GBPO, reward="pscore"),
     Arm(name="hybrid", config={**GBPO, "signal": "hybrid"}),
 )

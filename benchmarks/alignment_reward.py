@@ -1,9 +1,9 @@
 """What roll-outs are rewarded with: predicted stay, in seconds.
 
 A view's play time, as a normal score among views of like duration, is predicted by a regression on the P-Score's
-``watch`` logit and on plain means of taste (``benchmarks.alignment_taste``); seconds are the mean of the duration
-bucket's play times over the regression's spread. Everything is learned from the log. Ours: V1 (arXiv 2506.13695)
-rewards with the P-Score itself, which has no notion of seconds.
+``watch`` logit and on what the log itself tells of taste (``benchmarks.alignment_taste``); seconds are the mean of the
+duration bucket's play times over the regression's spread. Everything is learned from the log. Ours: V1 (arXiv
+2506.13695) rewards with the P-Score itself, which has no notion of seconds.
 
 Shapes: M logged views, B requests, G items of each, K numbers of the regression.
 """
@@ -30,7 +30,7 @@ from models.training.judged import Judged, predict
 LEVELS = np.linspace(0.005, 0.995, 100)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 WATCH = OBJECTIVES.index("watch")
-SHARPNESS = 1.3
+SHARPNESS = 1.6
 """The regression's slope is multiplied by this: logged views were chosen, so that the log shows too little of how much
 people differ. Chosen on a world (seed 100) that is not reported."""
 ROWS = 20_000

@@ -1,8 +1,9 @@
-"""What the tables of arms do not show: legality under RL, gradients off policy, rules, self-generated data, duration.
+"""What the tables of arms do not show: legality under RL, gradients off policy, rules, the anchor's weight,
+self-generated data, duration.
 
-Each study starts from one laboratory's pre-trained model and makes the same steps with one thing changed. Legality:
-OneRec V1 (arXiv 2506.13695) 2.4.2; rules: its 4.3.3; gradients: OneRec-V2 (2508.20900) 3.1.2; self-generated data: its
-section 4. Left out: seeds, these are curves of one world.
+Each study starts from one laboratory's pre-trained model (rules: from an aligned one) and makes the same steps with one
+thing changed. Legality: OneRec V1 (arXiv 2506.13695) 2.4.2; rules: its 4.3.3; gradients: OneRec-V2 (2508.20900) 3.1.2;
+self-generated data: its section 4. Left out: seeds, these are curves of one world.
 """
 
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.alignment_arms import FAST, Arm, Budget, align, learned, train
+from benchmarks.alignment_arms import FAST, LOGGED, Arm, Budget, align, learned, train
 from benchmarks.alignment_judge import Judge
 from benchmarks.alignment_report import difference
 from benchmarks.alignment_world import Lab
@@ -104,7 +105,7 @@ def mixes(lab: Lab, judge: Judge, budget: Budget, folder: Path) -> dict[str, Any
     """Stay time of held-out users night after night, by the share of self-generated exposures in the feedback."""
     found = {}
     for share in MIXES:
-        arm = Arm(name=f"own {share}", config={"objective": "gbpo", "own_share": share}, reward="none")
+        arm = Arm(name=f"own {share}", config={**LOGGED, "objective": "gbpo", "own_share": share}, reward="none")
         curve: list[float] = []
 
         def night(_: int, model: Generator, curve: list[float] = curve) -> None:

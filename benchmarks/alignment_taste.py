@@ -1,10 +1,12 @@
-"""Shrunk means of how long views were watched: by item, by user, by user and tag, by user and first code.
+"""What a log tells of taste by the plainest means: shrunk means of how long views were watched, and a ridge regression
+for each user on what videos are about.
 
-The plainest thing a log tells about taste, beside the P-Score, whose context has no play time freed of duration
-(docs/log.md). Play times count as normal scores of their quantile among views of like duration. ``earlier`` is the same
-from strictly earlier views, for calibration. Left out: decay with age.
+It stands beside the P-Score, whose context has no play time freed of duration (docs/log.md). Play times count as normal
+scores of their quantile among views of like duration. A regression explains what a video's own mean leaves of a user's
+views by its ``topics``: tags that come together (latent semantic analysis, Deerwester et al. 1990). ``earlier`` is the
+same from earlier views alone, for calibration. Left out: decay with age, authors.
 
-Shapes: N views, U users, n items, B requests, G items of each, K = len(COLUMNS).
+Shapes: N views, U users, n items, B requests, G items of each, E topics, K = len(COLUMNS).
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.histories.windows import Limits
 from models.rewards.inputs import totals, totals_before
@@ -19,35 +22,35 @@ from models.tokenizer.vocabulary import Catalogue
 from models.training.data import Contexts, RunData
 from models.training.stage import play_quantile
 
-COLUMNS = ("item", "user", "user and tag", "user and code")
-OF_MANY, OF_FEW = 10.0, 4.0
+COLUMNS = ("item", "user", "user and topics")
+OF_MANY = 10.0
 """Views of an average kind that a mean is shrunk by."""
+RIDGE = 6.0
+"""Views of one topic that a slope is shrunk by."""
+TOPICS = 24
 LEAST = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taste:
-    """Means by what they are of; ``groups`` are of the users in ``users``, a row each."""
+    """What is known of all items, and of the users in ``users``, a row each."""
 
     users: pd.Index
     item: np.ndarray
     """[n]"""
     user: np.ndarray
     """[U]"""
-    tag: np.ndarray
-    """[U, tags]"""
-    code: np.ndarray
-    """[U, codes]"""
-    tags: np.ndarray
-    """[n], the item's column of ``tag``."""
-    codes: np.ndarray
-    """[n], the item's column of ``code``."""
+    slopes: np.ndarray
+    """[U, E]"""
+    topics: np.ndarray
+    """[n, E]"""
 
     def features(self, names: np.ndarray, items: np.ndarray) -> np.ndarray:
         """float64 [B, G, K] of catalogue rows ``items`` [B, G] for the users called ``names`` [B]; 0 for strangers."""
         row = self.users.get_indexer(pd.Index(names))
-        known, row = (row >= 0)[:, None], np.maximum(row, 0)[:, None]
-        own = [self.user[row] + 0 * items, self.tag[row, self.tags[items]], self.code[row, self.codes[items]]]
+        known, row = (row >= 0)[:, None], np.maximum(row, 0)
+        liked = np.einsum("be,bge->bg", self.slopes[row], self.topics[items])
+        own = [self.user[row][:, None] + 0 * items, liked]
         return np.stack([self.item[items], *(np.where(known, values, 0.0) for values in own)], -1)
 
 
@@ -59,39 +62,68 @@ def scores(data: RunData) -> np.ndarray:
 
 
 def taste_of(data: RunData, catalogue: Catalogue, items: np.ndarray | None = None) -> tuple[Taste, np.ndarray]:
-    """The means of all views in ``data``, and float64 [N, K] those of strictly earlier ones.
+    """What all views in ``data`` tell, and float64 [N, K] what earlier ones told.
 
     ``items`` [n] are means learned from other people's views, when these must not count.
     """
     item, user, times = _rows(data, catalogue), data.sequences.events["user"].astype(np.int64), data.times_ms
     score, known = scores(data), np.maximum(item, 0)
-    of_item = _mean(totals(item, score[:, None], len(catalogue)), OF_MANY) if items is None else items
-    beyond = score - of_item[known]
-    tags, codes = catalogue.tag.astype(np.int64), catalogue.sids[:, 0].astype(np.int64)
-    people, wide, long = int(user.max(initial=-1)) + 1, int(tags.max(initial=0)) + 1, catalogue.codes
-    groups = {
-        "user": (user, people, OF_MANY),
-        "tag": (user * wide + tags[known], people * wide, OF_FEW),
-        "code": (user * long + codes[known], people * long, OF_FEW),
-    }
-    means = {name: _mean(totals(group, beyond[:, None], n), k) for name, (group, n, k) in groups.items()}
-    before = [_mean(totals_before(item, times, score[:, None]), OF_MANY)]
-    before += [_mean(totals_before(group, times, beyond[:, None]), k) for group, _, k in groups.values()]
+    of_item = _mean(totals(item, score[:, None], len(catalogue))) if items is None else items
+    beyond, people = score - of_item[known], int(user.max(initial=-1)) + 1
+    topics = topics_of(data, catalogue)
+    slopes, told = regressions(user, times, topics[known], beyond, people)
+    before = [
+        _mean(totals_before(item, times, score[:, None])),
+        _mean(totals_before(user, times, beyond[:, None])),
+        told,
+    ]
     taste = Taste(
         users=pd.Index(data.sequences.user_ids.to_pylist()),
         item=of_item,
-        user=means["user"],
-        tag=means["tag"].reshape(people, wide),
-        code=means["code"].reshape(people, long),
-        tags=tags,
-        codes=codes,
+        user=_mean(totals(user, beyond[:, None], people)),
+        slopes=slopes,
+        topics=topics,
     )
     return taste, np.stack(before, -1)
 
 
-def _mean(sums: np.ndarray, views: float) -> np.ndarray:
+def topics_of(data: RunData, catalogue: Catalogue) -> np.ndarray:
+    """float64 [n, E], unit vectors of what the catalogue's items are about by their tags; 0 without any."""
+    tags = [list(each or ()) for each in data.items.column("tags").to_pylist()]
+    weights = TfidfVectorizer(analyzer=lambda each: each).fit_transform(tags).toarray()
+    left, sizes, _ = np.linalg.svd(weights, full_matrices=False)
+    found = np.zeros((len(catalogue), min(TOPICS, len(sizes))))
+    rows = catalogue.rows(data.items.column("item_id").to_pylist())
+    found[rows[rows >= 0]] = (left * sizes)[rows >= 0, : found.shape[1]]
+    unit: np.ndarray = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return unit
+
+
+def regressions(
+    user: np.ndarray, times: np.ndarray, x: np.ndarray, y: np.ndarray, people: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes [U, E] of every user's ridge regression of ``y`` [N] on ``x`` [N, E], and what it predicted before.
+
+    Recursive least squares: the predictions [N] are those of the user's earlier views.
+    """
+    width = x.shape[1]
+    spread, slopes = np.repeat(np.eye(width)[None] / RIDGE, people, 0), np.zeros((people, width))
+    told, order = np.zeros(len(y)), np.lexsort((times, user))
+    first = np.searchsorted(user[order], user[order])
+    place = np.arange(len(order)) - first
+    for turn in np.split(order[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place))[:-1]):
+        who, new = user[turn], x[turn]  # everybody's next view
+        told[turn] = (slopes[who] * new).sum(1)
+        moved = np.einsum("uij,uj->ui", spread[who], new)
+        gain = moved / (1 + (new * moved).sum(1, keepdims=True))
+        slopes[who] += gain * (y[turn] - told[turn])[:, None]
+        spread[who] -= gain[:, :, None] * moved[:, None, :]
+    return slopes, told
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
     """[G] from ``totals`` [G, 2]: counts and sums."""
-    found: np.ndarray = sums[:, 1] / (sums[:, 0] + views)
+    found: np.ndarray = sums[:, 1] / (sums[:, 0] + OF_MANY)
     return found
 
 

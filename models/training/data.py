@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ HOLDOUT_SHARE = 0.4
 HOLDOUT_SEED = 0
 OWN = "onerec"
 FOREIGN_REQUESTS = 30
-"""From so many requests of other policies with something engaged with on, our own are not held out."""
+"""From so many requests of other policies that can be judged on, our own are not held out."""
 
 _TABLES = ("exposures", "items", "users")
 _MAPPED = ("play_ms", "duration_ms")
@@ -65,16 +67,26 @@ def split_holdout(exposures: pa.Table, *, users_share: float = HOLDOUT_SHARE, se
     """
     play, duration = (exposures.column(name).to_numpy() for name in ("play_ms", "duration_ms"))
     positive = is_positive(play, duration, np.asarray(label_bits(exposures), np.int64))
-    marks = _Marks(foreign=_foreign(exposures), positive=positive)
+    user, item = (exposures.column(name).to_pandas() for name in ("user_id", "item_id"))
+    new = _first_views(user, item, exposures.column("event_time").cast(pa.int64()).to_numpy())
+    marks = _Marks(foreign=_foreign(exposures), relevant=positive & new)
     return _held_out(requests(exposures), newest_day(exposures), marks, users_share=users_share, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Marks:
-    """bool [N] each: exposures that another policy than ours chose, and those with high engagement."""
+    """bool [N] each: exposures that another policy than ours chose, and those that make a request worth judging."""
 
     foreign: np.ndarray
-    positive: np.ndarray
+    relevant: np.ndarray
+    """Engaged with, and never seen before (``Holdout.relevant``)."""
+
+
+def _first_views(user: Any, item: Any, times_ms: np.ndarray) -> np.ndarray:
+    """bool [N]: the exposures that were the user's first of their item."""
+    views = pd.DataFrame({"user": user, "item": item}).iloc[np.argsort(times_ms, kind="stable")]
+    first: np.ndarray = (~views.duplicated()).sort_index().to_numpy()
+    return first
 
 
 def _foreign(exposures: pa.Table) -> np.ndarray:
@@ -102,9 +114,9 @@ def _held_out(
     drawn[recent] = np.array([hashed(name, seed) for name in grouped.users.take(pa.array(asked)).to_pylist()])[place]
     held = recent & (drawn < users_share)
     others = recent & marks.foreign[grouped.rows[grouped.offsets[:-1]]]
-    engaged = others & np.logical_or.reduceat(marks.positive[grouped.rows], grouped.offsets[:-1])
-    if engaged.sum() >= FOREIGN_REQUESTS:
-        enough = np.sort(drawn[engaged])[FOREIGN_REQUESTS - 1]
+    judged = others & np.logical_or.reduceat(marks.relevant[grouped.rows], grouped.offsets[:-1])
+    if judged.sum() >= FOREIGN_REQUESTS:
+        enough = np.sort(drawn[judged])[FOREIGN_REQUESTS - 1]
         held = others & ((drawn < users_share) | (drawn <= enough))
     mask[grouped.rows] = np.repeat(held, np.diff(grouped.offsets))
     return mask
@@ -166,7 +178,9 @@ class RunData:
     def held_out(self) -> np.ndarray:
         """bool [N]: exposures kept for evaluation, never targets of training."""
         source = pq.read_table(self.folder / "exposures.parquet", columns=["source"])
-        marks = _Marks(foreign=_foreign(source), positive=self.positive())
+        events = self.sequences.events
+        new = _first_views(events["user"], events["item"], self.times_ms)
+        marks = _Marks(foreign=_foreign(source), relevant=self.positive() & new)
         return _held_out(self.sequences.requests, _newest_day(self.times_ms), marks)
 
     def column(self, name: str) -> np.ndarray:

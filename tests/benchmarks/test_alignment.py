@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import alignment
+from benchmarks import alignment, alignment_world
 from benchmarks.alignment_arms import ARMS, Budget
 from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.alignment_days import LISTS, Town
@@ -23,7 +23,7 @@ from benchmarks.alignment_judge import MEASURES
 from benchmarks.alignment_report import changes, difference, draw, gap_closed, summary
 from benchmarks.alignment_reward import LEVELS, Stay
 from benchmarks.alignment_studies import common_tag, durations, new_authors, of_kind, rule
-from benchmarks.alignment_taste import COLUMNS, OF_FEW, OF_MANY, scores, taste_of
+from benchmarks.alignment_taste import COLUMNS, OF_MANY, RIDGE, scores, taste_of, topics_of
 from benchmarks.alignment_world import LIST, WORLD, Sizes, best, seen_by
 from features.datasets import Dataset
 from features.histories.lifelong import DAY_MS
@@ -69,6 +69,17 @@ def test_the_world_is_the_one_that_was_published() -> None:
     assert world_hash(WORLD) == world_hash(Sizes().world(0))
     assert world_hash(WORLD) == "5002035c7723f07c", "other parameters or other code: measure again and change this"
     assert world_hash(Sizes().world(1)) != world_hash(WORLD)
+
+
+def test_a_log_makes_a_world_too(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment_world, "load", lambda _: dataset)
+    make = alignment_world.fitted(Path("log"))
+    (name, world), (other, _) = make(0, SMALL), make(1, SMALL)
+    assert name != other
+    assert len(world.population()) == min(SMALL.users, len(set(dataset.exposures["user_id"].to_pylist())))
+    assert world.history().exposures.equals(dataset.exposures)
+    items = world.history().items["item_id"].to_pylist()[:LIST]
+    assert world.expected(world.population()[:2], [items] * 2, 0).keys() >= set(MEASURES)
 
 
 def test_no_list_is_worth_more_than_the_oracles(world: Simulator, dataset: Dataset) -> None:
@@ -154,26 +165,39 @@ def test_tastes_are_means_of_the_own_views_and_only_of_earlier_ones(dataset: Dat
     data = RunData.load(write_log(dataset, dataset.exposures, tmp_path))
     items = dataset.items["item_id"].to_pylist()
     rng = np.random.default_rng(0)
-    catalogue: Any = Known(
-        item_ids=items,
-        codes=8,
-        tag=rng.integers(1, 5, len(items)),
-        sids=rng.integers(0, 8, (len(items), 3)),
-        rows=lambda ids: pd.Index(items).get_indexer(list(ids)),
-    )
+    catalogue: Any = Known(item_ids=items, rows=lambda ids: pd.Index(items).get_indexer(list(ids)))
+    rng = np.random.default_rng(0)
     taste, earlier = taste_of(data, catalogue)
     score, event = scores(data), data.sequences.events
     user, item, when = event["user"].astype(int), event["item"].astype(int), event["time_ms"]
+    beyond = score - taste.item[item]
+
+    def slopes(past: np.ndarray) -> np.ndarray:
+        x = taste.topics[item[past]]
+        return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ beyond[past])
+
     for row in rng.choice(len(data), 25, replace=False):
         past = (item == item[row]) & (when < when[row])
         assert earlier[row, 0] == pytest.approx(score[past].sum() / (past.sum() + OF_MANY))
-        past = (user == user[row]) & (when < when[row]) & (catalogue.tag[item] == catalogue.tag[item[row]])
-        beyond = score[past] - taste.item[item[past]]
-        assert earlier[row, 2] == pytest.approx(beyond.sum() / (past.sum() + OF_FEW))
+        past = (user == user[row]) & (when < when[row])
+        assert earlier[row, 1] == pytest.approx(beyond[past].sum() / (past.sum() + OF_MANY))
+        assert earlier[row, 2] == pytest.approx(slopes(past) @ taste.topics[item[row]])
+    np.testing.assert_allclose(taste.slopes[3], slopes(user == 3), atol=1e-9)
     found = taste.features(np.array([taste.users[0], "stranger"], object), np.zeros((2, 3), int))
     assert found.shape == (2, 3, len(COLUMNS))
     assert (found[1, :, 1:] == 0).all()
     assert (found[:, :, 0] == taste.item[0]).all()
+
+
+def test_videos_are_alike_by_tags_that_come_together(tmp_path: Path) -> None:
+    tags = [["goal", "cup"], ["cup", "team"], ["team", "goal"], ["cat"], ["cat", "kitten"], []]
+    items = pa.table({"item_id": [f"i{n}" for n in range(6)], "tags": pa.array(tags)})
+    catalogue: Any = Known(item_ids=items["item_id"].to_pylist(), rows=lambda ids: np.array([int(i[1:]) for i in ids]))
+    topics = topics_of(SimpleNamespace(items=items), catalogue)  # type: ignore[arg-type]
+    alike = topics @ topics.T
+    assert alike[0, 1] > 0.3 > abs(alike[0, 3])
+    assert alike[3, 4] > 0.3
+    assert (topics[5] == 0).all()
 
 
 @pytest.mark.parametrize(("kind", "strength", "target"), [("alpha", 0.5, 0.0), ("boost", 1.5, 1.0)])

@@ -10,11 +10,11 @@ from features.histories.windows import Limits, is_positive
 from features.schema import label_bits
 from models.training.data import (
     DAY_MS,
-    FOREIGN_REQUESTS,
     TARGETS,
     Batches,
     Contexts,
     RunData,
+    _first_views,
     hashed,
     newest_day,
     split_holdout,
@@ -137,9 +137,21 @@ def test_holdout_is_whole_requests_of_the_newest_day_of_some_users(log) -> None:
     assert np.array_equal(again, mask[shuffled])
 
 
+def times(exposures: pa.Table) -> np.ndarray:
+    return np.asarray(exposures.column("event_time").cast(pa.int64()).to_numpy())
+
+
+def test_first_views_are_those_before_which_nobody_saw_the_item() -> None:
+    found = _first_views(["a", "b", "a", "a", "b"], ["x", "x", "x", "y", "x"], np.array([5, 1, 4, 9, 0]))
+    assert found.tolist() == [False, False, True, True, True]
+
+
 @pytest.mark.parametrize(("foreign", "kept"), [(0.9, True), (0.05, False)])
-def test_others_requests_are_held_out_of_as_many_users_as_it_takes(log, foreign: float, kept: bool) -> None:
+def test_others_requests_are_held_out_of_as_many_users_as_it_takes(
+    log, foreign: float, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Enough of them that can be judged, or, when there are too few in all, everybody's."""
+    monkeypatch.setattr("models.training.data.FOREIGN_REQUESTS", 10)
     users = log.exposures.column("user_id").to_pylist()
     source = pa.array(["cascade" if hashed(user, 9) < foreign else "onerec" for user in users])
     exposures = log.exposures.set_column(log.exposures.schema.get_field_index("source"), "source", source)
@@ -148,8 +160,9 @@ def test_others_requests_are_held_out_of_as_many_users_as_it_takes(log, foreign:
     assert (set(held["source"].to_pylist()) == {"cascade"}) is kept
     play, duration = (held.column(name).to_numpy() for name in ("play_ms", "duration_ms"))
     engaged = is_positive(play, duration, np.asarray(label_bits(held), np.int64))
-    judged = set(np.array(held["request_id"].to_pylist())[engaged])
-    assert (len(judged) >= FOREIGN_REQUESTS) is kept
+    new = _first_views(*(exposures.column(name).to_pandas() for name in ("user_id", "item_id")), times(exposures))[mask]
+    judged = set(np.array(held["request_id"].to_pylist())[engaged & new])
+    assert (len(judged) >= 10) is kept
     usual = {user for user in held["user_id"].to_pylist() if hashed(user, 0) < 0.1}
     assert (set(held["user_id"].to_pylist()) > usual) is kept, "more users than usual, or just those"
 
