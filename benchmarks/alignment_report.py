@@ -138,12 +138,12 @@ def _curves(figure: go.Figure, studies: dict[str, Any]) -> None:
             col=1,
         )
     for rail in ("cold_start_share", "density", "recall50"):
-        points = studies.get("anchors", {}).get("points", [])
+        points = studies.get("distances", {}).get("points", [])
         figure.add_scatter(
             x=[point["stay_s"] for point in points],
             y=[point[rail] / max(points[0][rail], 1e-9) - 1 for point in points],
-            text=[str(point["policy_weight"]) for point in points],
-            name=f"{rail}, by policy_weight",
+            text=[f"{point['learning_rate']:g}" for point in points],
+            name=f"{rail}, by learning rate",
             mode="lines+markers+text",
             row=4,
             col=1,

@@ -1,4 +1,4 @@
-"""What the tables of arms do not show: legality under RL, gradients off policy, rules, the anchor's weight,
+"""What the tables of arms do not show: legality under RL, gradients off policy, rules, how far to go,
 self-generated data, duration.
 
 Each study starts from one laboratory's pre-trained model (rules: from an aligned one) and makes the same steps with one
@@ -24,7 +24,7 @@ from models.rewards.duration import duration_aware_advantage
 FORMATS = {"pretrained": None, "without_format": "none", "random_k": "random", "top_k": "top"}
 ALPHAS = (0.85, 0.6)
 BOOSTS = (1.15, 1.5)
-ANCHORS = (0.03, 0.1, 0.3, 1.0)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 MIXES = (0.0, 0.25, 1.0)
 NEVER = 10**9
 
@@ -85,19 +85,23 @@ def rules(lab: Lab, judge: Judge, budget: Budget, start: Path) -> dict[str, Any]
     return found
 
 
-def anchors(lab: Lab, judge: Judge, budget: Budget) -> list[dict[str, float]]:
-    """Stay time and guard-rails of one night of ECPO, over the policy's weight beside the next-token loss: the knob."""
+def distances(lab: Lab, judge: Judge, budget: Budget) -> list[dict[str, float]]:
+    """Stay time and guard-rails of one night of ECPO, over the learning rate: the knob of how far the policy goes.
+
+    The anchor is as large as that of arms that learn from logs alone, so that it holds what it can.
+    """
     found = []
-    for weight in (0.0, *ANCHORS):
-        model = lab.model()
-        if weight:
-            config = {**FAST, "objective": "ecpo", "policy_weight": weight}
-            model, _ = _once(lab, Arm(name="anchor", config=config), budget)
+    for rate in (0.0, *RATES):
+        model, moved = lab.model(), 0.0
+        if rate:
+            config = {**FAST, "objective": "ecpo", "batch_requests": LOGGED["batch_requests"], "learning_rate": rate}
+            model, history = _once(lab, Arm(name="distance", config=config), budget)
+            moved = history[-1]["policy/kl_pretrained"]
         after = judge.of_model(model)
-        point = {"policy_weight": weight, "stay_s": float(np.mean(after["users"]["play_s"]))}
+        point = {"learning_rate": rate, "kl": moved, "stay_s": float(np.mean(after["users"]["play_s"]))}
         point |= {"recall50": float(np.mean(after["recall50"]))}
         found.append(point | {rail: after[rail] for rail in ("cold_start_share", "density", "distinct", "legality")})
-        print(f"anchor: {found[-1]}", file=sys.stderr)
+        print(f"distance: {found[-1]}", file=sys.stderr)
     return found
 
 

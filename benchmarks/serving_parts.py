@@ -24,8 +24,8 @@ from pipelines.processes import free_ports
 
 BOUND_MS = {16: 250.0, 128: 1000.0}
 """p99 that a rate must keep to count, by beam width."""
-IN_FLIGHT = {16: 128, 128: 24}
-"""Requests of a closed-loop load: some two batches for each of two threads of the model."""
+IN_FLIGHT = {16: 96, 128: 24}
+"""Requests of a closed-loop load: what two threads of the model take at once, and half as much or as much again."""
 HALF = 0.5
 _TOLD = ("rate", "answered_per_second", "p50_ms", "p99_ms", "statuses", "without_features")
 SWAPS = 20

@@ -74,14 +74,31 @@ class Budget:
         self.rows = 0
         self.seconds = 0.0
 
+    def glance(self, rows: int) -> None:
+        """Raises Overloaded for a call that would be refused if its rows cost what those that wait cost.
+
+        Asked before a call's features are looked up: a refusal must cost next to nothing, or refusing is what the
+        server does all day.
+        """
+        row = self.seconds / self.rows if self.rows else 0.0
+        self._check(rows * row, rows, self._batch_of(row))
+
     def admit(self, kind: Hashable, rows: int) -> float:
         """Counts a call in and returns its estimated seconds; raises Overloaded."""
-        cost, limits = self.costs.of(kind, rows), self.limits
+        cost = self.costs.of(kind, rows)
+        self._check(cost, rows, self.batch_rows(kind))
+        self.rows += rows
+        self.seconds += cost
+        return cost
+
+    def _check(self, cost: float, rows: int, batch: int) -> None:
+        """Raises Overloaded where ``rows`` of ``cost`` seconds would wait too long; one full ``batch`` may always."""
+        limits = self.limits
         # A queue that was allowed to grow has to drain before newcomers are measured by the usual limit again.
         self._allowed = max(self.patience(), self._allowed if self.rows else 1.0)
         # A call that finds nobody waiting is let in whatever it costs, and the next batch may always be a full one.
         too_long = (self.seconds + cost) / limits.at_once > self._allowed * limits.queue_s
-        too_long = too_long and self.rows + rows > self.batch_rows(kind)
+        too_long = too_long and self.rows + rows > batch
         if self.rows and (self.rows + rows > limits.queue_rows or too_long):
             seconds = self.seconds / limits.at_once
             wait = f", about {seconds:.1f} s of work" if seconds else ""
@@ -89,9 +106,6 @@ class Budget:
                 f"{self.rows} users are waiting already{wait}; try again later, or add replicas",
                 retry_after=max(1, math.ceil(seconds)),
             )
-        self.rows += rows
-        self.seconds += cost
-        return cost
 
     def leave(self, rows: int, cost: float) -> None:
         """Counts a call out: it runs now, or nobody waits for it any more."""
@@ -100,5 +114,8 @@ class Budget:
 
     def batch_rows(self, kind: Hashable) -> int:
         """How many rows of ``kind`` may share a batch."""
-        row = self.costs.of(kind, 1)
+        return self._batch_of(self.costs.of(kind, 1))
+
+    def _batch_of(self, row: float) -> int:
+        """The same of rows that take so many seconds."""
         return self.limits.max_rows if row == 0 else max(1, min(self.limits.max_rows, int(self.limits.batch_s / row)))

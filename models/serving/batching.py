@@ -66,6 +66,10 @@ class MicroBatcher(Generic[Payload, Result]):
         """Rows that no batch has taken yet."""
         return self._budget.rows
 
+    def glance(self, rows: int) -> None:
+        """Raises Overloaded when a call of ``rows`` need not even be prepared."""
+        self._budget.glance(rows)
+
     async def submit(
         self, key: Hashable, payload: Payload, rows: int, *, kind: Hashable = None, deadline: float | None = None
     ) -> Batched[Result]:

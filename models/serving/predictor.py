@@ -94,6 +94,10 @@ class Predictor:
         """For the status page."""
         return self.source.about()
 
+    def glance(self, users: int) -> None:
+        """Raises Overloaded when a request for so many users need not even be looked up."""
+        self._batcher.glance(users)
+
     async def predict(self, asked: Contexts, request_id: str, deadline: float) -> Prediction:
         """Recommends to the users of ``asked``; raises NotReady, Overloaded, DeadlinePassed, InvalidInput."""
         recommender = self.source.recommender

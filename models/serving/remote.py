@@ -61,6 +61,9 @@ class RemotePredictor:
             return {**unknown, "predictor": self._address}
         return {**unknown, **to_http_parameters(response.parameters), "predictor": self._address}
 
+    def glance(self, users: int) -> None:
+        """Nothing: how much waits is known to the predictor alone."""
+
     async def predict(self, asked: Contexts, request_id: str, deadline: float) -> Prediction:
         """Recommends to the users of ``asked``; raises NotReady, Overloaded, DeadlinePassed, InvalidInput."""
         left = deadline - time.monotonic()

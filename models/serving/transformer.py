@@ -32,6 +32,9 @@ class Asked(Protocol):
     async def about(self) -> dict[str, Any]:
         """For the status page."""
 
+    def glance(self, users: int) -> None:
+        """Raises Overloaded when a request for so many users need not even be looked up, if that is known here."""
+
     async def predict(self, asked: Contexts, request_id: str, deadline: float) -> Prediction:
         """Recommends to the users of ``asked``; raises NotReady, Overloaded, DeadlinePassed, InvalidInput."""
 
@@ -93,6 +96,7 @@ class OneRecModel(Model):
         return response_v2(answer, payload, self.name) if v2 else response_v1(answer)
 
     async def _answer(self, query: Query, deadline: float, trace: Trace) -> Answer:
+        self.predictor.glance(len(query.user_ids))
         with trace.stage("features"):
             found = await self._lookup.users(query.user_ids, query.times_ms)
         asked = Contexts.of(found.users, query.times_ms, query.exclude, query.options)

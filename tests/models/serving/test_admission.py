@@ -31,6 +31,23 @@ def test_batches_that_run_at_once_share_the_wait() -> None:
         queue.admit("k", 1)
 
 
+def test_a_glance_refuses_what_admission_would_and_nothing_else() -> None:
+    queue = budget(0.01, max_rows=4, queue_s=0.505)
+    for _ in range(50):
+        queue.glance(1)
+        queue.admit("k", 1)
+    with pytest.raises(Overloaded):
+        queue.glance(1)
+    assert queue.rows == 50
+    queue.leave(10, 0.1)
+    queue.glance(10)
+    queue.costs.ran("wide", 10, 10.0)
+    queue.leave(40, 0.4)
+    queue.admit("wide", 3)  # it found nobody waiting
+    with pytest.raises(Overloaded):
+        queue.glance(1)
+
+
 def test_a_call_of_another_kind_has_another_cost_and_an_unknown_one_none() -> None:
     queue = budget(0.01, max_rows=4, queue_s=0.5)
     queue.costs.ran("wide", 10, 10.0)
