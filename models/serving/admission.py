@@ -32,7 +32,7 @@ class Limits:
     max_wait_s: float = 0.003
     """How long a call waits for company while the model is idle."""
     queue_rows: int = 512
-    queue_s: float = 0.5
+    queue_s: float = 0.4
 
     def __post_init__(self) -> None:
         if (
