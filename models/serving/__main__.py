@@ -97,6 +97,7 @@ def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     role = arguments.role
     if min(arguments.threads, arguments.batch_threads - 1) < 0:
         parser.error(f"--threads {arguments.threads} must be at least 0, --batch_threads {arguments.batch_threads} 1")
+    arguments.threads = arguments.threads or torch.get_num_threads()
     if (role == "transformer") != bool(arguments.predictor_host):
         parser.error("--predictor_host goes with --role transformer, which needs it")
     if arguments.predictor_host and not re.fullmatch(r"[^:/]+:\d+", arguments.predictor_host):
@@ -132,7 +133,7 @@ def _at_once(arguments: argparse.Namespace) -> int:
     """
     if arguments.device != "cpu":
         return 1
-    return max(1, (arguments.threads or torch.get_num_threads()) // arguments.batch_threads)
+    return max(1, arguments.threads // arguments.batch_threads)
 
 
 def _model_threads(arguments: argparse.Namespace) -> ThreadPoolExecutor:
@@ -209,6 +210,7 @@ def main(given: list[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then answers what it has accepted and delivers the served events."""
     arguments, config = _arguments(given), settings()
     configure_logging()
+    torch.set_num_threads(arguments.threads)  # of whatever computes beside the batches, such as a trainer's push
     process = Process(arguments, config)
     listening = Listening(
         host=arguments.host, port=arguments.port, grpc_port=arguments.grpc_port, drain_s=arguments.drain_s
