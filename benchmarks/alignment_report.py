@@ -89,6 +89,18 @@ def show(rows: list[dict[str, Any]]) -> None:
     table("guard-rails", ["arm", *rails], [[row["arm"], *(row.get(name, "") for name in rails)] for row in rows])
 
 
+AXES = (
+    ("", "share of the gap"),
+    ("", "relative change"),
+    ("step", "share of free draws"),
+    ("step", "norm (logarithmic)"),
+    ("share of what is served; points: strength", "stay, s a list"),
+    ("day", "stay, s a list"),
+    ("stay, s a list; points: learning rate", "relative change"),
+)
+"""Titles of the panels' axes."""
+
+
 def draw(rows: list[dict[str, Any]], studies: dict[str, Any], file: Path) -> None:
     """One page: stay time by arm, the seesaw, and the studies' curves."""
     titles = (
@@ -117,6 +129,10 @@ def draw(rows: list[dict[str, Any]], studies: dict[str, Any], file: Path) -> Non
         relative = [by_name[name][m] / max(by_name["pretrained"][m], 1e-9) - 1 for m in SEESAW]
         figure.add_bar(x=list(SEESAW), y=relative, name=name, row=1, col=2)
     _curves(figure, studies)
+    for panel, (x, y) in enumerate(AXES):
+        row, col = divmod(panel, 2)
+        figure.update_xaxes(title=x, row=row + 1, col=col + 1)
+        figure.update_yaxes(title=y, row=row + 1, col=col + 1)
     figure.update_layout(template="plotly_white", height=1600, title="Alignment in the simulator")
     figure.write_html(file, include_plotlyjs=True)
 

@@ -125,6 +125,7 @@ def draw(knee: dict[str, Any], path: Path) -> None:
     )
     figure.update_yaxes(type="log", title="ms, from the intended start")
     figure.update_xaxes(title="requests offered a second (Poisson)")
+    figure.update_layout(legend={"x": 0.02, "y": 0.98})  # the tool bar stands on the right
     figure.add_vline(x=knee["capacity"], line_dash="dot", annotation_text="capacity, closed loop")
     note = f"Preset small, context 512, beam {BEAM}. {hardware()}"
     body = f"<h1>Serving: the knee</h1>{plots([('Latency by load', figure, note)], {'height': 460})}"

@@ -30,7 +30,9 @@ def apply_(
 
     try:
         wanted = parse(file.read_text(encoding="utf-8"), str(file))
-    except (BadSchedule, OSError) as error:
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}", "give a schedule file; nothing was changed", code=2)
+    except BadSchedule as error:
         fail(str(error), "nothing was changed", code=2)
     chosen = chosen_profile(wanted.profile, **wanted.objects)
     if _in_cluster():
