@@ -1,7 +1,7 @@
 """What an arm's policy is worth: lists for the held-out users, judged by the truth, and the guard-rails beside it.
 
 Guard-rails are those of the platform's evaluation: cold-start share and density of what is served, legality of free
-samples, and recall on the held-out users' own last day. ``oracle`` and the cascade are judged the same way.
+samples, and recall on the held-out users' own last day in the log. ``oracle`` and the cascade are judged the same way.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from models.cascade import Cascade
 from models.evaluation import accuracy, describe, recommend
 from models.generator import Generator
 from models.pathways import to_tensors
-from models.training.data import Holdout, RunData
+from models.training.data import Holdout, RunData, split_holdout
 
 MEASURES = (
     "play_s",
@@ -50,8 +50,8 @@ class Judge:
 
     @cached_property
     def holdout(self) -> Holdout:
-        """The held-out users' requests of their last day."""
-        return self._own.holdout(self.lab.catalogue)
+        """All requests of the log's last day by held-out users."""
+        return self._own.holdout(self.lab.catalogue, held_out=split_holdout(self._own.exposures, users_share=1.0))
 
     @cached_property
     def _own(self) -> RunData:

@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.operations [--quick] [--output DIR]``. End to end, on real local services with pipelines through
 ``kfp.local``: quiet weeks, a drift of tastes, a day of bots, feedback that comes late, an S3 that dies while a bundle
-is published, two spoilt candidates. On simulated exposures with the real gate, canary, drift detector and trigger:
-twenty seeds each of a bad and a good candidate, and quiet nights of organic traffic. Nights of the quiet weeks measure
-drift and ask the trigger in this process, without the pipeline's: what decides is the same code. Finished scenarios are
-kept in ``--output``; a killed run goes on after them.
+is published, two spoilt candidates, a ruined one that only the canary is left to stop. On simulated exposures with the
+real gate, canary, drift detector and trigger: twenty seeds each of a bad and a good candidate, and quiet nights of
+organic traffic. Nights of the quiet weeks measure drift and ask the trigger in this process, without the pipeline's:
+what decides is the same code. Finished scenarios are kept in ``--output``; a killed run goes on after them.
 """
 
 import json
@@ -135,15 +135,16 @@ def end_to_end(plan: Plan, folder: Path, found: dict[str, dict[str, Any]]) -> di
 
     days = plan.drift_days
     week = keep("week", lambda: scenarios.week(platform, progress))
-    quiet = keep("quiet", lambda: scenarios.quiet(platform, progress, plan.quiet_days), days=plan.quiet_days)
+    poisoned = keep("poisoned", lambda: scenarios.poisoned(platform, progress))
     frozen = keep("frozen", lambda: scenarios.drift_frozen(platform, progress, days), days=days)
     retrained = keep("retrained", lambda: scenarios.drift_retrained(platform, progress, days), days=days)
-    poisoned = keep("poisoned", lambda: scenarios.poisoned(platform, progress))
+    quiet = keep("quiet", lambda: scenarios.quiet(platform, progress, plan.quiet_days), days=plan.quiet_days)
     return {
         "no_drift": quiet,
         "taste_drift": _drift(quiet, frozen, retrained),
         "poisoned_day": poisoned,
         "bad_candidate": _bad(found["bad_candidate"], week),
+        "canary_rollback": week.get("canary_rollback", week),
         "feedback_outage": week.get("feedback_outage", week),
         "s3_outage_mid_publish": week.get("s3_outage", week),
     }

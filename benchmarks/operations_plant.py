@@ -37,8 +37,18 @@ class Tampered:
     noise: float
 
 
-def spoil(storage: Storage, source: str, run_id: str, *, base: str, loss: float, seed: int) -> Tampered:
-    """Stores run ``source`` as ``run_id`` with a model whose recall@50 on the held-out requests is ``loss`` lower.
+@dataclass(frozen=True, kw_only=True)
+class Blur:
+    """How a model is spoilt: by so much noise, or by as much as costs a share ``loss`` of its recall@50."""
+
+    seed: int
+    loss: float = 0.1
+    noise: float = 0.0
+    """In deviations of each tensor; 0: it is searched for."""
+
+
+def spoil(storage: Storage, source: str, run_id: str, *, base: str, blur: Blur) -> Tampered:
+    """Stores run ``source`` as ``run_id`` with a blurred model; recall is that on the run's held-out requests.
 
     ``base`` is the version that the run is to be asked to go on from: its stages are recorded as made from that one.
     """
@@ -55,8 +65,14 @@ def spoil(storage: Storage, source: str, run_id: str, *, base: str, loss: float,
         candidate = assemble(folder, folder / "bundle")
         holdout = RunData.load(folder / "data").holdout(candidate.catalogue)
         weights = load((folder / "align" / MODEL).read_bytes())
-        noise, found = _search(candidate, holdout, weights, loss, seed)
-        (folder / "align" / MODEL).write_bytes(save(_blurred(weights, noise, seed)))
+        whole = _recall(candidate, holdout)
+
+        def lost(noise: float) -> float:
+            candidate.model.load_state_dict(_blurred(weights, noise, blur.seed))
+            return 1 - _recall(candidate, holdout) / whole
+
+        noise, found = (blur.noise, lost(blur.noise)) if blur.noise else _search(lost, blur.loss)
+        (folder / "align" / MODEL).write_bytes(save(_blurred(weights, noise, blur.seed)))
         (folder / "align" / "done.json").unlink(missing_ok=True)
         storage.put(f"{run.prefix('align')}/{MODEL}", (folder / "align" / MODEL).read_bytes())
         digest = folder_digest(folder / "align")
@@ -72,17 +88,13 @@ def _record(run: Run, stage: str, **changes: Callable[[Any], Any]) -> None:
     run.storage.put_json(f"{run.prefix(stage)}/done.json", {**record, **changed})
 
 
-def _search(
-    candidate: Bundle, holdout: Holdout, weights: dict[str, torch.Tensor], loss: float, seed: int
-) -> tuple[float, float]:
-    """(noise, loss) nearest to the wanted loss, by bisection on the noise."""
-    whole = _recall(candidate, holdout)
+def _search(lost: Callable[[float], float], loss: float) -> tuple[float, float]:
+    """(noise, loss) nearest to the wanted loss, by bisection on the noise; ``lost`` tells what a noise costs."""
     low, high = 0.0, 1.0
     tried: list[tuple[float, float, float]] = []
     for _ in range(STEPS):
         noise = (low + high) / 2
-        candidate.model.load_state_dict(_blurred(weights, noise, seed))
-        found = 1 - _recall(candidate, holdout) / whole
+        found = lost(noise)
         tried.append((abs(found - loss), noise, found))
         low, high = (noise, high) if found < loss else (low, noise)
     _, noise, found = min(tried)

@@ -16,14 +16,15 @@ from typing import Any
 import psutil
 import pyarrow.compute as pc
 
-from benchmarks.operations_plant import Tampered, spoil
+from benchmarks.operations_plant import Blur, Tampered, spoil
 from benchmarks.operations_platform import Platform, Session
 from features.intake import exposures as exposure_store
 from features.storage import connect
-from models.bundle import list_versions
+from models.bundle import list_versions, read_alias
+from models.release import publish_run
 from models.steering import follow_canary
 from monitoring import trial
-from monitoring.quality import GATE
+from monitoring.quality import GATE, Decision, keep
 from pipelines import stack
 from pipelines.client import Client
 from pipelines.local import PipelineFailed
@@ -34,6 +35,9 @@ SETTLED = 4
 DRIFT_DAY = SETTLED
 AGAIN = '{"when": "nightly", "minimum_rows": 0, "cooldown_hours": 0}'
 """A policy for a window that was trained on before."""
+LOOKS = 3
+RUINOUS = 4.0
+"""Noise, in deviations of each tensor, that leaves little of what a model has learned."""
 
 
 def outcome(checks: Sequence[tuple[bool, str]]) -> str:
@@ -134,7 +138,10 @@ def poisoned(platform: Platform, progress: Progress) -> dict[str, Any]:
 
 
 def week(platform: Platform, progress: Progress) -> dict[str, Any]:
-    """Feedback that comes a day late, an S3 outage in the middle of a publication, then two spoilt candidates."""
+    """Feedback that comes a day late, an S3 outage while a bundle is published, then spoilt candidates.
+
+    The first of these is let through by overruling the gate, so that people meet it and the canary alone is left.
+    """
     with platform.session("week", progress) as session:
         session.play(0)
         session.refit_cascade(0)
@@ -148,7 +155,8 @@ def week(platform: Platform, progress: Progress) -> dict[str, Any]:
         session.refit_cascade(2)
         cut = _publish_without_storage(session)
         kept = _nothing_lost(session)
-        spoilt = [_spoilt(session, number) for number in range(2)]
+        overruled = _let_through(session)
+        spoilt = [_spoilt(session, number) for number in (1, 2)]
     waited = outcome(
         [
             (not waits["retrained"], "a model learned from days without feedback"),
@@ -161,6 +169,7 @@ def week(platform: Platform, progress: Progress) -> dict[str, Any]:
         "feedback_outage": {"end": waited, "night": _told(waits), **kept},
         "s3_outage": cut,
         "bad_candidate": spoilt,
+        "canary_rollback": overruled,
     }
 
 
@@ -252,22 +261,42 @@ def _cut_when_publishing(home: Path, run_id: str) -> Iterator[threading.Event]:
         thread.join()
 
 
-def _spoilt(session: Session, number: int) -> dict[str, Any]:
-    """Production's twin, its recall spoilt by a tenth, goes through evaluation, gate and canary on real users.
+def _let_through(session: Session) -> dict[str, Any]:
+    """A twin that has forgotten nearly all: the gate refuses, is overruled, and people's stay time is to end it."""
+    before, run_id = session.production(), "let-through"
+    blur = Blur(seed=0, noise=RUINOUS)
+    made = spoil(session.storage, "week-night2", run_id, base=before, blur=blur)
+    night = session.night(2, AGAIN, run_id=run_id, canary=_canary(0))
+    refused = session.storage.get_json(f"runs/{run_id}/{GATE}")
+    about = {name: refused[name] for name in ("version", "digest", "against")}
+    keep(session.storage, f"runs/{run_id}", Decision(blessed=True, passed=("overruled",), failed=(), **about))
+    publish_run(run_id, alias="production", base=before, canary=_canary(0))
+    tried, looks = _tried(session, about["version"], 0)
+    last = tried[-1].looks[-1] if tried else {"reasons": (), "figures": {}}
+    checks = [
+        (night["blessed"] is False, "the gate blessed it"),
+        ([each.status for each in tried] == [trial.ROLLED_BACK], f"the canary ended {tried or 'never'}"),
+        ("undecided" not in " ".join(last["reasons"]), "the canary found no difference"),
+        (session.production() == before, f"{session.production()} went into production"),
+        (read_alias(session.storage, "candidate") is None, "people still meet it"),
+    ]
+    return {
+        "end": outcome(checks),
+        "planted_loss": made.loss,
+        "noise": made.noise,
+        "refused_because": night["reasons"],
+        "looks": looks,
+        "why": last["reasons"],
+        "figures": last["figures"],
+    }
 
-    The second is tried on the three days after the first's, so its plan has three looks that were missed.
-    """
+
+def _spoilt(session: Session, number: int) -> dict[str, Any]:
+    """Production's twin, its recall spoilt by a tenth, goes through evaluation, gate and canary on real users."""
     before, run_id = session.production(), f"spoilt-{number}"
-    made: Tampered = spoil(session.storage, "week-night2", run_id, base=before, loss=0.1, seed=number)
-    canary = json.dumps({"share": 0.5, "looks": 3 * (number + 1), "hours": 24, "minimum_users": 50})
-    night = session.night(2, AGAIN, run_id=made.run_id, canary=canary)
-    looks = 0
-    while trial.read(session.storage) is not None and looks < 3:
-        day = 3 + 3 * number + looks
-        session.play(day)
-        follow_canary(session.midnight(day + 1).isoformat())
-        looks += 1
-    tried = [each for each in trial.ended(session.storage) if each.version == night["version"]]
+    made: Tampered = spoil(session.storage, "week-night2", run_id, base=before, blur=Blur(seed=number, loss=0.1))
+    night = session.night(2, AGAIN, run_id=made.run_id, canary=_canary(number))
+    tried, looks = _tried(session, night["version"], number)
     now = session.production()
     promoted = now != before or any(each.status == trial.PROMOTED for each in tried)
     checks = [
@@ -284,6 +313,25 @@ def _spoilt(session: Session, number: int) -> dict[str, Any]:
         "canary": [each.status for each in tried],
         "looks": looks,
     }
+
+
+def _canary(number: int) -> str:
+    """How candidate ``number`` is tried: three days each, one after the other.
+
+    All were trained up to the same evening, so a later one's plan has looks that were missed.
+    """
+    return json.dumps({"share": 0.5, "looks": LOOKS * (number + 1), "hours": 24, "minimum_users": 50})
+
+
+def _tried(session: Session, version: str, number: int) -> tuple[list[trial.Trial], int]:
+    """Days are played and looked at until the canary under way has ended: how it did, and after how many looks."""
+    looks = 0
+    while trial.read(session.storage) is not None and looks < LOOKS:
+        day = 3 + LOOKS * number + looks
+        session.play(day)
+        follow_canary(session.midnight(day + 1).isoformat())
+        looks += 1
+    return [each for each in trial.ended(session.storage) if each.version == version], looks
 
 
 def _told(night: dict[str, Any]) -> dict[str, Any]:

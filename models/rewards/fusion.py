@@ -92,4 +92,4 @@ def _raise(weights: np.ndarray, row: int) -> np.ndarray | None:
     trial = weights.copy()
     trial[row] *= FACTOR
     trial /= trial[trial > 0].mean()
-    return None if trial[row] > MOST_WEIGHT * trial[trial > 0].min() * FACTOR else trial
+    return None if trial[row] > MOST_WEIGHT * trial[trial > 0].min() else trial

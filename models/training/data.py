@@ -208,11 +208,13 @@ class RunData:
         """Exposures before the last 24 hours: what a baseline may be fitted on."""
         return self.exposures.filter(pa.array(self.times_ms < _newest_day(self.times_ms)))
 
-    def holdout(self, catalogue: Catalogue, limits: Limits | None = None) -> Holdout:
-        """The held-out requests, ready to be evaluated."""
+    def holdout(
+        self, catalogue: Catalogue, limits: Limits | None = None, held_out: np.ndarray | None = None
+    ) -> Holdout:
+        """The held-out requests, ready to be evaluated: those of ``held_out`` (bool [N]), when others are wanted."""
         contexts = Contexts(self, catalogue, limits or Limits())
-        grouped = contexts.requests
-        chosen = contexts.trainable[self.held_out[grouped.rows[grouped.offsets[contexts.trainable]]]]
+        grouped, held_out = contexts.requests, self.held_out if held_out is None else held_out
+        chosen = contexts.trainable[held_out[grouped.rows[grouped.offsets[contexts.trainable]]]]
         items, positive = self.column("item_id"), self.positive()
         rows = [grouped.rows_of(request) for request in chosen]
         seen = self._seen(grouped.user[chosen], grouped.times_ms[chosen], items)

@@ -110,7 +110,8 @@ def test_a_scenario_that_breaks_has_failed_and_hides_no_other(tmp_path: Path, mo
     found = operations.end_to_end(operations.Plan(), tmp_path, seeds)
     ends = {name: told["end"] for name, told in found.items()}
     assert ends.pop("no_drift") == ends.pop("poisoned_day") == "passed"
-    assert set(ends) == {"taste_drift", "bad_candidate", "feedback_outage", "s3_outage_mid_publish"}
+    of_the_week = {"bad_candidate", "canary_rollback", "feedback_outage", "s3_outage_mid_publish"}
+    assert set(ends) == {"taste_drift", *of_the_week}
     assert set(ends.values()) == {"failed: RuntimeError: no ports left"}
     kept = {path.parent.name.rpartition("-")[0] for path in tmp_path.rglob("record.json")}
     assert kept == {"quiet", "poisoned"}, "what broke is played again"

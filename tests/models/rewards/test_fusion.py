@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from models.rewards.fusion import by_information, chosen, pareto_search
+from models.rewards.fusion import MOST_WEIGHT, by_information, chosen, pareto_search
 
 CEILING = np.array([0.8, 0.7, 0.9])
 
@@ -36,6 +36,14 @@ def test_objectives_without_positives_and_zero_weights_stay_out() -> None:
     path = pareto_search(np.array([1.0, 1.0, 0.0]), ceiling, lambda w: np.where(np.isnan(ceiling), np.nan, share(w)))
     assert {step.raised for step in path} <= {-1, 0}
     assert all(step.weights[2] == 0 for step in path)
+
+
+def test_no_weight_is_raised_beyond_the_most() -> None:
+    def endless(weights: np.ndarray) -> np.ndarray:
+        return np.array([0.8, 0.7, 0.5 + 0.01 * np.log(weights[2])])
+
+    ratios = [step.weights[2] / step.weights.min() for step in pareto_search(np.ones(3), CEILING, endless)]
+    assert MOST_WEIGHT / 2 < max(ratios) <= MOST_WEIGHT
 
 
 def test_at_the_ceiling_there_is_nothing_to_search() -> None:
