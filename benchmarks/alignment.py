@@ -22,7 +22,7 @@ import typer
 from benchmarks.alignment_arms import ARMS, Arm, Budget, train
 from benchmarks.alignment_days import OfCascade, Town
 from benchmarks.alignment_judge import Judge
-from benchmarks.alignment_report import changes, draw, show, summary
+from benchmarks.alignment_report import draw, show, summary
 from benchmarks.alignment_studies import distances, durations, legality, mixes, rules, stability
 from benchmarks.alignment_world import WORLD, Lab, Make, Sizes, fitted, simulated
 from benchmarks.harness import finish, kept, place
@@ -34,8 +34,14 @@ QUICK_SIZES = Sizes(users=300, items=600, held=80, pretrain_steps=80, reward_ste
 QUICK = Budget(days=1, visitors=60, steps=5, requests=6, group=32, learned=12)
 DRAWN = 32
 """Roll-outs of a request where they are drawn, not searched: all are learned from."""
-CHOSEN = "rsft+ecpo"
-"""The recipe whose guard-rails are reported."""
+RECIPES = {"": "guarded ", "strong_": ""}
+"""What begins the headline's keys and the arms of a recipe: the chosen one, which keeps recall, and the one that goes
+as far as it can."""
+CHOSEN = "gbpo"
+"""The objective whose guard-rails stand in the headline."""
+ENDS = {"": "value", "_low": "low", "_high": "high"}
+STRONG = "rsft+ecpo"
+"""Whose policy the study of rules goes on from."""
 
 
 def played(lab: Lab, judge: Judge, arm: Arm, budget: Budget, folder: Path) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def studied(sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
     judge = Judge(lab)
     night = replace(budget, group=min(budget.group, DRAWN), learned=0)
     nights = replace(budget, days=10 if budget.days > 1 else 2, steps=max(budget.steps // 4, 2))
-    aligned = place(lab.folder, CHOSEN, inputs(lab, budget, CHOSEN))
+    aligned = place(lab.folder, STRONG, inputs(lab, budget, STRONG))
     works: dict[str, Any] = {
         "legality": lambda _: legality(lab, judge, night),
         "stability": lambda _: stability(lab, judge, night),
@@ -149,13 +155,8 @@ def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: 
     by_name = {row["arm"]: row for row in rows}
     after = curves.get("legality", {}).get("after", {})
     found: dict[str, Any] = {"world_hash": world_hash(WORLD), "seeds": len(records)}
-    for key, arm in (("gbpo", "rsft+gbpo"), ("ecpo", "rsft+ecpo")):
-        gap = by_name[arm]["gap_closed"]
-        found |= {f"gap_closed_{key}": gap["value"], f"gap_closed_{key}_low": gap["low"]}
-        found |= {f"{key}_over_cascade_low": by_name[arm]["over_cascade"]["low"]}
-        selected = by_name.get(f"{arm}, selected", {"gap_closed": {}})["gap_closed"]
-        found |= {f"gap_closed_{key}_selected": selected.get("value")}
-        found |= {f"gap_closed_{key}_selected_low": selected.get("low")}
+    for prefix, recipe in RECIPES.items():
+        found |= {f"{prefix}{key}": value for key, value in of_recipe(by_name, recipe).items()}
     found |= {f"legality_{name}": after.get(name) for name in ("pretrained", "without_format", "random_k", "top_k")}
     found |= {
         f"max_gradient_{name}": curves.get("stability", {}).get(name, {}).get("max_gradient")
@@ -163,11 +164,24 @@ def headline(rows: list[dict[str, Any]], records: list[dict[str, Any]], curves: 
     }
     found["duration_rho"] = sum(record["duration"]["advantage"] for record in records) / len(records)
     found["duration_rho_raw"] = sum(record["duration"]["raw"] for record in records) / len(records)
-    found["cold_start_change"] = changes(rows, CHOSEN, "cold_start_share")
-    found["density_change"] = changes(rows, CHOSEN, "density")
-    found["recall_change"] = changes(rows, CHOSEN, "recall50")
     found["reward_auc"] = [record["reward_auc"] for record in records]
     return found
+
+
+def of_recipe(by_name: dict[str, dict[str, Any]], recipe: str) -> dict[str, Any]:
+    """Share of the gap closed by both objectives, bare and selected, and the guard-rails of ``CHOSEN``."""
+    found: dict[str, Any] = {"recipe": f"{recipe}rsft+{CHOSEN}"}
+    for key in ("gbpo", "ecpo"):
+        bare, selected = by_name[f"{recipe}rsft+{key}"], by_name[f"{recipe}rsft+{key}, selected"]
+        found |= {f"{key}_over_cascade_low": bare["over_cascade"]["low"]}
+        found |= {f"{key}_over_selection_low": selected["over_selection"]["low"]}
+        found |= {f"recall_change_{key}": bare["recall_change"]["value"]}
+        for name, row in ((f"gap_closed_{key}", bare), (f"gap_closed_{key}_selected", selected)):
+            found |= {name: row["gap_closed"]["value"], f"{name}_low": row["gap_closed"]["low"]}
+    before, after = by_name["pretrained"], by_name[found["recipe"]]
+    for name, rail in (("cold_start_change", "cold_start_share"), ("density_change", "density")):
+        found[name] = after[rail] / before[rail] - 1 if before[rail] else float("nan")
+    return found | {f"recall_change{end}": after["recall_change"][at] for end, at in ENDS.items()}
 
 
 if __name__ == "__main__":

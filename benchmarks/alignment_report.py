@@ -18,6 +18,8 @@ RESAMPLES = 4000
 SEESAW = ("play_s", "lt7", "long_view", "like", "follow", "collect", "comment", "forward")
 RIVALS = ("p-score", "feedback", "hybrid")
 """Reward model, user feedback and both: the seesaw (V2 3.1)."""
+SELECTION = "pretrained, selected"
+"""What is there without any alignment: its lead is what training adds."""
 Records = list[dict[str, Any]]
 
 
@@ -44,30 +46,36 @@ def difference(arm: np.ndarray, base: np.ndarray, seed: int = 0) -> dict[str, fl
 
 
 def summary(records: Records) -> list[dict[str, Any]]:
-    """One row an arm: true means, the gap it closes, its lead over the cascade, guard-rails."""
+    """One row an arm: true means, the gap it closes, its leads over cascade and selection alone, guard-rails."""
     base, oracle = pooled(records, "pretrained"), pooled(records, "oracle")
-    cascade = pooled(records, "cascade")
+    rivals = {"over_cascade": pooled(records, "cascade"), "over_selection": pooled(records, SELECTION)}
     rows = []
     for name in records[0]["arms"]:
         mine = pooled(records, name)
         each = [record["arms"][name] for record in records]
         row: dict[str, Any] = {"arm": name}
         row |= {measure: float(pooled(records, name, measure).mean()) for measure in MEASURES}
-        row |= {"gap_closed": gap_closed(mine, base, oracle), "over_cascade": difference(mine, cascade)}
+        row |= {"gap_closed": gap_closed(mine, base, oracle)}
+        row |= {lead: difference(mine, rival) for lead, rival in rivals.items()}
         for rail in ("cold_start_share", "density", "long_share", "duration_s", "distinct"):
             row[rail] = float(np.mean([one[rail] for one in each]))
         if "recall50" in each[0]:
-            row["recall50"] = float(np.concatenate([one["recall50"] for one in each]).mean())
+            recall, before = _recalls(records, name), _recalls(records, "pretrained")
+            moved = difference(recall, before)
+            row["recall50"] = float(recall.mean())
+            row["recall_change"] = {end: value / max(before.mean(), 1e-9) for end, value in moved.items()}
+        if "legality" in each[0]:
             row["legality"] = float(np.mean([one["legality"] for one in each]))
         rows.append(row)
     return rows
 
 
-def changes(rows: list[dict[str, Any]], arm: str, rail: str) -> float:
-    """Relative change of a guard-rail of ``arm`` against pre-trained."""
-    by_name = {row["arm"]: row for row in rows}
-    before = by_name["pretrained"][rail]
-    return float(by_name[arm][rail] / before - 1) if before else float("nan")
+def _recalls(records: Records, arm: str) -> np.ndarray:
+    """float64 [users of all seeds with something to find]."""
+    return np.concatenate([np.array(record["arms"][arm]["recall50"]) for record in records])
+
+
+LEADS = {"over_cascade": "over cascade, s", "over_selection": "over selection alone, s"}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -75,18 +83,21 @@ def show(rows: list[dict[str, Any]]) -> None:
     columns = ["play_s", "stay_s", "lt7", "long_view", "like", "follow", "comment", "collect", "forward"]
     lines = []
     for row in rows:
-        gap, lead = row["gap_closed"], row["over_cascade"]
-        lines.append(
-            [
-                row["arm"],
-                *(row[name] for name in columns),
-                f"{gap['value']:+.1%} [{gap['low']:+.1%}, {gap['high']:+.1%}]",
-                f"{lead['value']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}]",
-            ]
-        )
-    table("true value of one list of ten (held-out users)", ["arm", *columns, "gap closed", "over cascade, s"], lines)
+        said = [_said(row["gap_closed"], "+.1%"), *(_said(row[lead], "+.1f") for lead in LEADS)]
+        lines.append([row["arm"], *(row[name] for name in columns), *said])
+    table("true value of one list of ten (held-out users)", ["arm", *columns, "gap closed", *LEADS.values()], lines)
     rails = ["cold_start_share", "density", "long_share", "duration_s", "distinct", "recall50", "legality"]
-    table("guard-rails", ["arm", *rails], [[row["arm"], *(row.get(name, "") for name in rails)] for row in rows])
+    lines = [
+        [row["arm"], *(row.get(name, "") for name in rails), _said(row.get("recall_change"), "+.1%")] for row in rows
+    ]
+    table("guard-rails", ["arm", *rails, "recall against pretrained"], lines)
+
+
+def _said(found: dict[str, float] | None, form: str) -> str:
+    """A value with its interval, "" without one."""
+    if found is None:
+        return ""
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 AXES = (

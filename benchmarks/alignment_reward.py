@@ -52,16 +52,19 @@ class Stay:
     spread: float
     ratios: dict[int, np.ndarray]
     """Quantiles (``LEVELS``) of play/duration by duration bucket."""
+    timed: bool = True
+    """Seconds; else the normal score itself, which knows no duration."""
 
     def __call__(self, context: ContextTensors, items: np.ndarray, requests: np.ndarray) -> np.ndarray:
-        """float [B, G] seconds, NaN where there is no item."""
+        """float [B, G] seconds or scores, NaN where there is no item."""
         rows = np.maximum(items, 0)
         numbers = self.reward.numbers[rows]
         with torch.no_grad():
             logits, _ = self.reward.pscore(context, target_items(rows, numbers, self.catalogue, context.mask.device))
         told = self.taste.features(self.users[requests], rows)
         score = self.shift + np.concatenate([logits[..., WATCH, None].cpu().numpy(), told], -1) @ self.slopes
-        return np.where(items >= 0, self.seconds(score, self.catalogue.duration_ms[rows]), np.nan)
+        value = self.seconds(score, self.catalogue.duration_ms[rows]) if self.timed else score
+        return np.where(items >= 0, value, np.nan)
 
     def asked_by(self, users: np.ndarray, taste: Taste) -> "Stay":
         """The same for the requests of other ``users``, whose taste is known from their own views."""

@@ -191,10 +191,14 @@ class Lab:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """float64 [held, items]: the true expected seconds of every item, -inf where it was seen; for the oracle."""
-        seconds = self.world.expected_play_ms(self.held, list(self.catalogue.item_ids), 0) / 1000
+        """``truth_of`` the held-out users."""
+        return self.truth_of(self.held, self.seen)
+
+    def truth_of(self, users: Sequence[str], seen: Sequence[set[str]]) -> np.ndarray:
+        """float64 [U, items]: the true expected seconds of every item, -inf where it was seen; for the oracle."""
+        seconds = self.world.expected_play_ms(list(users), list(self.catalogue.item_ids), 0) / 1000
         row = {item: number for number, item in enumerate(self.catalogue.item_ids)}
-        for user, items in enumerate(self.seen):
+        for user, items in enumerate(seen):
             seconds[user, [row[item] for item in items]] = -np.inf
         return seconds
 

@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.operations [--quick] [--output DIR]``. End to end, on real local services with pipelines through
 ``kfp.local``: quiet weeks, a drift of tastes, a day of bots, feedback that comes late, an S3 that dies while a bundle
-is published, two spoilt candidates, a ruined one that only the canary is left to stop. On simulated exposures with the
-real gate, canary, drift detector and trigger: twenty seeds each of a bad and a good candidate, and quiet nights of
-organic traffic. Nights of the quiet weeks measure drift and ask the trigger in this process, without the pipeline's:
-what decides is the same code. Finished scenarios are kept in ``--output``; a killed run goes on after them.
+is published, spoilt candidates, one that the canary alone must stop and one that it must promote. On simulated
+exposures with the real gate, canary, drift detector and trigger: twenty seeds each of a bad and a good candidate, and
+quiet nights of organic traffic. Nights of the quiet weeks measure drift and ask the trigger in this process, without
+the pipeline's: what decides is the same code. Finished scenarios are kept in ``--output``; a killed run goes on after
+them.
 """
 
 import json
@@ -25,7 +26,7 @@ from benchmarks import operations_scenarios as scenarios
 from benchmarks import operations_trials as trials
 from benchmarks.harness import finish, kept, table
 from benchmarks.operations_log import quiet as quiet_log
-from benchmarks.operations_platform import Platform, Size
+from benchmarks.operations_platform import Platform, Size, outcome
 from benchmarks.operations_trials import TrialSize
 from pipelines.progress import Progress
 
@@ -87,11 +88,11 @@ def candidates(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
     wanted = round(0.9 * seeds)
     return {
         "bad_candidate": {
-            "end": scenarios.outcome([(bad["promoted"] == 0, f"{bad['promoted']} of {seeds} were promoted")]),
+            "end": outcome([(bad["promoted"] == 0, f"{bad['promoted']} of {seeds} were promoted")]),
             **bad,
         },
         "good_candidate": {
-            "end": scenarios.outcome(
+            "end": outcome(
                 [(good["promoted"] >= wanted, f"{good['promoted']} of {seeds} were promoted, {wanted} are wanted")]
             ),
             **good,
@@ -113,7 +114,7 @@ def organic(plan: Plan, folder: Path) -> dict[str, Any]:
     held = sum(world["held_back"] for world in worlds)
     checks = [(false == 0, f"{false} false triggers"), (held == 0, f"the data gate held {held} quiet nights back")]
     figures = {"nights": plan.log_worlds * plan.quiet_days, "nearest": max(world["nearest"] for world in worlds)}
-    return {"end": scenarios.outcome(checks), "false_triggers": false, **figures}
+    return {"end": outcome(checks), "false_triggers": false, **figures}
 
 
 def end_to_end(plan: Plan, folder: Path, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -145,6 +146,7 @@ def end_to_end(plan: Plan, folder: Path, found: dict[str, dict[str, Any]]) -> di
         "poisoned_day": poisoned,
         "bad_candidate": _bad(found["bad_candidate"], week),
         "canary_rollback": week.get("canary_rollback", week),
+        "canary_promotion": week.get("canary_promotion", week),
         "feedback_outage": week.get("feedback_outage", week),
         "s3_outage_mid_publish": week.get("s3_outage", week),
     }

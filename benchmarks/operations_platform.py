@@ -8,7 +8,7 @@ the cascade, refitted each night: the gate judges candidates on requests that an
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -231,6 +231,12 @@ class Platform:
                 )
                 client.wait_for_version("onerec", session.production())
                 yield session
+
+
+def outcome(checks: Sequence[tuple[bool, str]]) -> str:
+    """ "passed", or what went wrong."""
+    wrong = [sentence for passed, sentence in checks if not passed]
+    return f"failed: {'; '.join(wrong)}" if wrong else "passed"
 
 
 def _hash(user: str) -> float:

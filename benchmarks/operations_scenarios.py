@@ -5,10 +5,9 @@ between worlds that share people, luck and history (``features.world.chance``): 
 that is never retrained, with drift and the platform's own retraining. Only users whom OneRec answers count.
 """
 
-import json
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from typing import Any
 import psutil
 import pyarrow.compute as pc
 
-from benchmarks.operations_plant import Blur, Tampered, spoil
-from benchmarks.operations_platform import Platform, Session
+from benchmarks import operations_candidates as candidates
+from benchmarks.operations_platform import Platform, Session, outcome
 from features.intake import exposures as exposure_store
 from features.storage import connect
-from models.bundle import list_versions, read_alias
-from models.release import publish_run
-from models.steering import follow_canary
-from monitoring import trial
-from monitoring.quality import GATE, Decision, keep
+from models.bundle import list_versions
+from monitoring.quality import GATE
 from pipelines import stack
 from pipelines.client import Client
 from pipelines.local import PipelineFailed
@@ -33,17 +29,6 @@ from pipelines.progress import Progress
 SETTLED = 4
 """The first days of a model in service are no quiet ones: people use up the best it knows. From this day on it is."""
 DRIFT_DAY = SETTLED
-AGAIN = '{"when": "nightly", "minimum_rows": 0, "cooldown_hours": 0}'
-"""A policy for a window that was trained on before."""
-LOOKS = 3
-RUINOUS = 4.0
-"""Noise, in deviations of each tensor, that leaves little of what a model has learned."""
-
-
-def outcome(checks: Sequence[tuple[bool, str]]) -> str:
-    """ "passed", or what went wrong."""
-    wrong = [sentence for passed, sentence in checks if not passed]
-    return f"failed: {'; '.join(wrong)}" if wrong else "passed"
 
 
 def quiet(platform: Platform, progress: Progress, days: int) -> dict[str, Any]:
@@ -140,7 +125,8 @@ def poisoned(platform: Platform, progress: Progress) -> dict[str, Any]:
 def week(platform: Platform, progress: Progress) -> dict[str, Any]:
     """Feedback that comes a day late, an S3 outage while a bundle is published, then spoilt candidates.
 
-    The first of these is let through by overruling the gate, so that people meet it and the canary alone is left.
+    The first of these is let through by overruling the gate, so that people meet it and the canary alone is left. Then
+    somebody puts it into production by hand, and a candidate that is as good as the model before comes along.
     """
     with platform.session("week", progress) as session:
         session.play(0)
@@ -155,8 +141,9 @@ def week(platform: Platform, progress: Progress) -> dict[str, Any]:
         session.refit_cascade(2)
         cut = _publish_without_storage(session)
         kept = _nothing_lost(session)
-        overruled = _let_through(session)
-        spoilt = [_spoilt(session, number) for number in (1, 2)]
+        overruled = candidates.let_through(session)
+        better = candidates.better(session, overruled["version"])
+        spoilt = [candidates.spoilt(session, number) for number in (2, 3)]
     waited = outcome(
         [
             (not waits["retrained"], "a model learned from days without feedback"),
@@ -170,6 +157,7 @@ def week(platform: Platform, progress: Progress) -> dict[str, Any]:
         "s3_outage": cut,
         "bad_candidate": spoilt,
         "canary_rollback": overruled,
+        "canary_promotion": better,
     }
 
 
@@ -210,7 +198,7 @@ def _nothing_lost(session: Session) -> dict[str, Any]:
 
 def _publish_without_storage(session: Session) -> dict[str, Any]:
     """Night 2, whose publication meets a dead S3; then S3 is back and the same run goes on."""
-    before, run_id = session.production(), "week-night2"
+    before, run_id = session.production(), candidates.SOURCE
     with _cut_when_publishing(session.home, run_id) as cut:
         try:
             session.night(2, "nightly", run_id=run_id)
@@ -259,79 +247,6 @@ def _cut_when_publishing(home: Path, run_id: str) -> Iterator[threading.Event]:
     finally:
         stopped.set()
         thread.join()
-
-
-def _let_through(session: Session) -> dict[str, Any]:
-    """A twin that has forgotten nearly all: the gate refuses, is overruled, and people's stay time is to end it."""
-    before, run_id = session.production(), "let-through"
-    blur = Blur(seed=0, noise=RUINOUS)
-    made = spoil(session.storage, "week-night2", run_id, base=before, blur=blur)
-    night = session.night(2, AGAIN, run_id=run_id, canary=_canary(0))
-    refused = session.storage.get_json(f"runs/{run_id}/{GATE}")
-    about = {name: refused[name] for name in ("version", "digest", "against")}
-    keep(session.storage, f"runs/{run_id}", Decision(blessed=True, passed=("overruled",), failed=(), **about))
-    publish_run(run_id, alias="production", base=before, canary=_canary(0))
-    tried, looks = _tried(session, about["version"], 0)
-    last = tried[-1].looks[-1] if tried else {"reasons": (), "figures": {}}
-    checks = [
-        (night["blessed"] is False, "the gate blessed it"),
-        ([each.status for each in tried] == [trial.ROLLED_BACK], f"the canary ended {tried or 'never'}"),
-        ("undecided" not in " ".join(last["reasons"]), "the canary found no difference"),
-        (session.production() == before, f"{session.production()} went into production"),
-        (read_alias(session.storage, "candidate") is None, "people still meet it"),
-    ]
-    return {
-        "end": outcome(checks),
-        "planted_loss": made.loss,
-        "noise": made.noise,
-        "refused_because": night["reasons"],
-        "looks": looks,
-        "why": last["reasons"],
-        "figures": last["figures"],
-    }
-
-
-def _spoilt(session: Session, number: int) -> dict[str, Any]:
-    """Production's twin, its recall spoilt by a tenth, goes through evaluation, gate and canary on real users."""
-    before, run_id = session.production(), f"spoilt-{number}"
-    made: Tampered = spoil(session.storage, "week-night2", run_id, base=before, blur=Blur(seed=number, loss=0.1))
-    night = session.night(2, AGAIN, run_id=made.run_id, canary=_canary(number))
-    tried, looks = _tried(session, night["version"], number)
-    now = session.production()
-    promoted = now != before or any(each.status == trial.PROMOTED for each in tried)
-    checks = [
-        (not promoted, f"{now} went into production"),
-        (trial.read(session.storage) is None, "the canary did not end"),
-        (night["evaluation"] is not None, "the candidate was not evaluated"),
-    ]
-    return {
-        "end": outcome(checks),
-        "planted_loss": made.loss,
-        "noise": made.noise,
-        "blessed": night["blessed"],
-        "refused_because": night["reasons"],
-        "canary": [each.status for each in tried],
-        "looks": looks,
-    }
-
-
-def _canary(number: int) -> str:
-    """How candidate ``number`` is tried: three days each, one after the other.
-
-    All were trained up to the same evening, so a later one's plan has looks that were missed.
-    """
-    return json.dumps({"share": 0.5, "looks": LOOKS * (number + 1), "hours": 24, "minimum_users": 50})
-
-
-def _tried(session: Session, version: str, number: int) -> tuple[list[trial.Trial], int]:
-    """Days are played and looked at until the canary under way has ended: how it did, and after how many looks."""
-    looks = 0
-    while trial.read(session.storage) is not None and looks < LOOKS:
-        day = 3 + LOOKS * number + looks
-        session.play(day)
-        follow_canary(session.midnight(day + 1).isoformat())
-        looks += 1
-    return [each for each in trial.ended(session.storage) if each.version == version], looks
 
 
 def _told(night: dict[str, Any]) -> dict[str, Any]:

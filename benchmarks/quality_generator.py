@@ -59,7 +59,7 @@ class Recipe:
     )
     training: PretrainConfig = field(
         default_factory=lambda: PretrainConfig(
-            epochs=10, batch_requests=512, learning_rate=2e-3, warmup_steps=100, final_share=0.02
+            epochs=10, batch_requests=512, learning_rate=2e-3, warmup_steps=100, final_share=0.02, ema_decay=0.99
         )
     )
     limit: int = 50

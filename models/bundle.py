@@ -41,6 +41,8 @@ METRICS = "metrics.json"
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.safetensors", "sids.parquet", "items.parquet", METRICS)
 SUFFIXES = (".json", ".safetensors", ".parquet")
 UNPUBLISHED = "unpublished"
+VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
+"""What ``version_name`` makes; nothing else becomes a path of the cache, which is emptied where it is damaged."""
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +138,16 @@ def read_manifest(storage: Storage, version: str) -> dict[str, Any]:
     try:
         raw = storage.get(f"{ROOT}/{version}/{MANIFEST}")
     except ObjectMissing as error:
-        known = list_versions(storage)
-        raise ObjectMissing(
-            f"there is no complete bundle {version!r}; "
-            f"the published ones are {', '.join(known[-5:]) or 'none'} (`onerec bundles list`)"
-        ) from error
+        raise _absent(storage, version) from error
     return _parse_manifest(raw, version)
+
+
+def _absent(storage: Storage, version: str) -> ObjectMissing:
+    known = list_versions(storage)
+    return ObjectMissing(
+        f"there is no complete bundle {version!r}; "
+        f"the published ones are {', '.join(known[-5:]) or 'none'} (`onerec bundles list`)"
+    )
 
 
 def _parse_manifest(raw: bytes, version: str) -> dict[str, Any]:
@@ -162,6 +168,8 @@ def fetch(storage: Storage, version: str, cache: Path) -> Path:
     The folder appears by an atomic rename, so it is whole or absent; one already there is verified again.
     Raises ObjectMissing (no such bundle), BundleCorrupt, StorageUnavailable.
     """
+    if not re.fullmatch(VERSION, version):
+        raise _absent(storage, version)
     target = cache / version
     if target.exists():
         try:

@@ -64,6 +64,7 @@ class DeltaReader:
                     catalogue = _appended(catalogue, *self._delta(key))
             except ValueError as error:  # DeltaCorrupt, or SIDs of another codebook
                 problems.append(str(error))
+        self._items = {key: self._items[key] for key in keys if key in self._items}  # other versions' are not held
         blocked = frozenset(deltas.fold_blocks(records))
         grown = len(catalogue) > len(bundle.catalogue)
         trie = Trie.from_sids(catalogue.sids).to(bundle.trie.sids.device) if grown else bundle.trie

@@ -122,7 +122,8 @@ def _decide(write: Callable[..., str], ids: list[str], reason: str, wait: bool, 
         shown = ", ".join(unknown[:5])
         said = f"{len(unknown)} of them are not in the catalogue ({escape(shown)}); noted all the same"
         err.print(f"[yellow]warning:[/] {said}", soft_wrap=True)
-    out.print(f"{len(set(ids))} items: {key}")
+    count = len(set(ids))
+    out.print(f"noted for {count} item{'s' * (count > 1)}, kept as {key}", soft_wrap=True)
     _tell(waited, "followed")
 
 

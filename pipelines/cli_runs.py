@@ -1,5 +1,6 @@
 """`onerec train`, `retrain`, `runs`: pipelines run on this machine, and what became of every run."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,22 +93,28 @@ def runs(
     if json_:
         emit(rows)
         return
-    table = Table("run", "pipeline", "state", "ended", "drift", "trained", "blessed", "version", "minutes", "why not")
+    table = Table()
+    for name in ("run", "ended", "what came of it"):
+        table.add_column(name, overflow="fold")  # ids are there to be copied: nothing is cut
     for row in rows:
-        yes = {True: "yes", False: "no"}
-        table.add_row(
-            row["run_id"],
-            row["pipeline"],
-            row["state"].lower() or "open",
-            row["recorded_at"][:16],
-            row["drift"],
-            yes[row["retrained"]],
-            yes[row["blessed"]],
-            row["version"] or "",
-            f"{row['cost']['seconds'] / 60:.1f}" if "seconds" in row["cost"] else "",
-            escape(row["why"]),
-        )
+        kind = f"{row['pipeline']}, {row['state'].lower()}" if row["state"] else "open"
+        minutes = f"{row['cost']['seconds'] / 60:.1f} min" if "seconds" in row["cost"] else ""
+        ended = f"{row['recorded_at'][:16].replace('T', ' ')}\n{minutes}"
+        table.add_row(f"{escape(row['run_id'])}\n{kind}", ended, escape("\n".join(_told(row))))
     out.print(table if rows else "no pipeline has run yet: `onerec train`")
+
+
+def _told(row: dict[str, Any]) -> Iterator[str]:
+    """What a run saw, did and left, a line each."""
+    if row["drift"]:
+        yield f"drift verdict: {row['drift']}"
+    if row["retrained"]:
+        judged = "blessed" if row["blessed"] else "refused" if row["reasons"] else "not judged"
+        yield f"trained, {judged}"
+    if row["version"]:
+        yield row["version"] + (f", canary: {row['canary']}" if row["canary"] else "")
+    if row["why"]:
+        yield row["why"]
 
 
 def _described(run: "Run") -> dict[str, Any]:
@@ -173,7 +180,9 @@ def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> N
     if json_:
         emit(described)
         return
-    if described["version"]:
+    if described["canary"]:
+        out.print(f"{described['version']} is tried on a share of the users: `onerec canary show`")
+    elif described["version"]:
         out.print(f"published {described['version']} to production")
     else:
         out.print(f"nothing was published: {described['why'] or described['drift']}; log: {log}")

@@ -19,6 +19,7 @@ from features.storage import Storage
 from features.world.world import World
 from monitoring import trial
 from monitoring.experiment import Assignment, Interval, adjusted_difference, bootstrap_mean, paired_difference
+from monitoring.outcome import read_records
 from monitoring.report import INTERACTIONS
 from pipelines.arms import ARMS, Arm
 from pipelines.client import Client
@@ -77,7 +78,10 @@ class Loop:
 
 
 def describe_run(run: Run, *, curves: bool = True) -> dict[str, Any]:
-    """What a run decided and measured, from what its stages stored; ``why`` says why it published nothing."""
+    """What a run decided and measured, from what its stages stored; ``why`` says why it published nothing.
+
+    ``canary`` is what became of the canary that its model began, empty when there was none.
+    """
     decision, trigger = _stored(run, "gate/decision.json"), _stored(run, "drift_decision/decision.json")
     drift = run.done("drift")
     published = run.done("publish")
@@ -98,6 +102,7 @@ def describe_run(run: Run, *, curves: bool = True) -> dict[str, Any]:
         "reasons": decision["failed"] if decision else [],
         "why": (outcome or {}).get("error") or refused or waited,
         "version": published["summary"]["version"] if published else None,
+        "canary": _canary(run),
         "evaluation": evaluated["summary"] if evaluated else None,
         "curves": {stage: _curve(run, stage) for stage in trained} if curves else {},
     }
@@ -106,6 +111,14 @@ def describe_run(run: Run, *, curves: bool = True) -> dict[str, Any]:
 def _stored(run: Run, name: str) -> dict[str, Any] | None:
     key = f"runs/{run.run_id}/{name}"
     return run.storage.get_json(key) if run.storage.exists(key) else None
+
+
+def _canary(run: Run) -> str:
+    released = _stored(run, "released.json") or {}
+    if not released.get("tried"):
+        return ""
+    ended = read_records(run.storage, released["version"]).get("canary")
+    return str(ended["status"]) if ended else trial.RUNNING
 
 
 def _curve(run: Run, stage: str, points: int = 200) -> dict[str, list[float]]:

@@ -19,6 +19,7 @@ import torch
 from features.online import OnlineFeatures
 from features.settings import Settings, settings
 from features.storage import connect
+from models.bundle import VERSION
 from models.serving import admission
 from models.serving.events import ServedLog
 from models.serving.logs import configure_logging
@@ -33,8 +34,11 @@ from models.serving.telemetry import Telemetry
 from models.serving.trainer import RolloutModel
 from models.serving.transformer import Asked, OneRecModel
 
+AT_LEAST: dict[str, float] = {"threads": 0, "batch_threads": 1, "max_batch": 1, "batch_ms": 1, "max_wait_ms": 0}
+AT_LEAST |= {"queue_rows": 1, "queue_ms": 1, "timeout_ms": 1, "feature_budget_ms": 0, "cached_events": 0}
+AT_LEAST |= {"drain_s": 0, "keep_bundles": 0}
+"""Of each option that is a number."""
 ROLES = ("all", "transformer", "predictor", "rollout")
-VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 
 log = logging.getLogger("models.serving")
 
@@ -95,8 +99,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
     role = arguments.role
-    if min(arguments.threads, arguments.batch_threads - 1) < 0:
-        parser.error(f"--threads {arguments.threads} must be at least 0, --batch_threads {arguments.batch_threads} 1")
+    for name, least in AT_LEAST.items():
+        if not getattr(arguments, name) >= least:  # nor is NaN
+            parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
     arguments.threads = arguments.threads or torch.get_num_threads()
     if (role == "transformer") != bool(arguments.predictor_host):
         parser.error("--predictor_host goes with --role transformer, which needs it")

@@ -79,7 +79,7 @@ class MicroBatcher(Generic[Payload, Result]):
         """
         now = time.monotonic()
         if deadline is not None and deadline <= now:
-            raise DeadlinePassed("the deadline had passed when the request arrived; it was not run")
+            raise DeadlinePassed("the deadline passed before the model was asked; it was not run")
         cost = self._budget.admit(kind, rows)
         answer = asyncio.get_running_loop().create_future()
         call: _Call[Payload, Result] = _Call(key, kind, payload, rows, cost, answer, now)
@@ -97,12 +97,13 @@ class MicroBatcher(Generic[Payload, Result]):
             what = "it was not run" if call.waiting else "the model had not finished"
             raise DeadlinePassed(f"the deadline passed after {time.monotonic() - now:.2f} s; {what}") from None
         finally:
-            self._leave(call)
+            if call.waiting:  # the caller went away, or ran out of time
+                self._calls.remove(call)
+                self._leave(call)
 
     def _leave(self, call: _Call[Payload, Result]) -> None:
-        if call.waiting:
-            call.waiting = False
-            self._budget.leave(call.rows, call.cost)
+        call.waiting = False
+        self._budget.leave(call.rows, call.cost)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -113,7 +114,8 @@ class MicroBatcher(Generic[Payload, Result]):
         try:
             while self._calls:
                 await self._idle.acquire()
-                patience = self._calls[0].since + self._limits.max_wait_s - time.monotonic()
+                oldest = self._calls[0].since if self._calls else 0.0
+                patience = oldest + self._limits.max_wait_s - time.monotonic()
                 if patience > 0 and self.waiting < self._limits.max_rows:
                     await asyncio.sleep(patience)
                 if batch := self._take():
@@ -129,8 +131,6 @@ class MicroBatcher(Generic[Payload, Result]):
         left: deque[_Call[Payload, Result]] = deque()
         rows = most = 0
         for call in self._calls:
-            if not call.waiting:  # the caller went away, or ran out of time
-                continue
             if not batch:
                 most = self._budget.batch_rows(call.kind)
             if not batch or (call.key == batch[0].key and rows + call.rows <= most):

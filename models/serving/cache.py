@@ -11,6 +11,8 @@ import shutil
 import time
 from pathlib import Path
 
+from models.bundle import VERSION
+
 GRACE_S = 600.0
 """A version fetched or used this recently may be in somebody's hands who has not said so yet."""
 
@@ -22,7 +24,7 @@ def prune(cache: Path, name: str, version: str, keep: int, *, grace_s: float = G
     os.utime(cache / version)
     (cache / f"{name}.serving").write_text(version)
     served = {path.read_text() for path in cache.glob("*.serving")}
-    idle = [path for path in cache.iterdir() if re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", path.name)]
+    idle = [path for path in cache.iterdir() if re.fullmatch(VERSION, path.name)]
     used = sorted(((_used(path), path) for path in idle if path.name not in served), reverse=True)
     removed = [path for at, path in used[keep:] if time.time() - at >= grace_s]
     for path in removed:

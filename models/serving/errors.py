@@ -1,8 +1,17 @@
-"""What a caller may be told instead of an answer; each error knows its HTTP status (gRPC's is in ``server``)."""
+"""What a caller may be told instead of an answer; each error knows its HTTP status (gRPC's is in ``grpc_server``)."""
 
 from http import HTTPStatus
 
 from kserve.errors import InvalidInput, ModelNotReady
+
+LONGEST = 600
+"""Characters of a message: it may quote a caller who sent megabytes, and gRPC has 8 kB for it."""
+
+
+def told(error: Exception) -> str:
+    """What the caller is told of ``error``: the beginning and the end of a long message, as it ends with what to do."""
+    text = str(error)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class NotReady(ModelNotReady):

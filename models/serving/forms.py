@@ -15,7 +15,7 @@ from kserve.errors import InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 
 from models.serving import tensors
-from models.serving.protocol import Answer, Query, checked_query, now_ms
+from models.serving.protocol import Answer, Query, check_users, checked_query, now_ms
 from models.serving.recommender import Recommendation
 
 INPUTS: list[dict[str, Any]] = [
@@ -77,6 +77,7 @@ def _parse_v1(body: Mapping[str, Any]) -> Query:
     instances = body.get("instances")
     if not isinstance(instances, list):
         raise InvalidInput("the body has no list 'instances'; expected {'instances': [{'user_id': '...'}]}")
+    check_users(len(instances))
     rows: list[dict[str, Any]] = [{"user_id": each} if isinstance(each, str) else each for each in instances]
     for position, row in enumerate(rows):
         _check_instance(position, row)

@@ -15,7 +15,7 @@ from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 
 from models.serving.admin import Administrator
-from models.serving.errors import DeadlinePassed, Forbidden, NotReady, Overloaded
+from models.serving.errors import DeadlinePassed, Forbidden, NotReady, Overloaded, told
 from models.serving.remote import MAX_MESSAGE
 
 CONNECTION_AGE_MS = 300_000
@@ -39,7 +39,7 @@ class Statuses(ExceptionToStatusInterceptor):
             missing = ex.status == HTTPStatus.UNAUTHORIZED
             code = StatusCode.UNAUTHENTICATED if missing else StatusCode.PERMISSION_DENIED
         if code is not None:
-            await context.abort(code, str(ex))
+            await context.abort(code, told(ex))
         await super().handle_exception(ex, request_or_iterator, context, method_name)
 
 

@@ -8,6 +8,7 @@ Left out: sharing what is remembered between replicas.
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -105,20 +106,23 @@ class FeatureLookup:
         """Connects in the background, because the first connection takes longer than a request may wait."""
         self._thread.submit(self._connected)
 
-    async def users(self, user_ids: list[str], times_ms: np.ndarray) -> Found:
-        """The features of B users at ``times_ms``, or what stands in for them after ``budget_s`` seconds."""
+    async def users(self, user_ids: list[str], times_ms: np.ndarray, deadline: float = math.inf) -> Found:
+        """The features of B users at ``times_ms``, or what stands in for them after ``budget_s`` or at ``deadline``."""
         now = time.monotonic()
         overdue = self._began is not None and now - self._began > self._budget_s
         if now < self._retry_at or overdue:
             return self._stand_in(user_ids)
         asked = (user_ids, times_ms)
         try:
-            batched = await self._reads.submit(None, asked, len(user_ids), deadline=now + self._budget_s)
+            batched = await self._reads.submit(None, asked, len(user_ids), deadline=min(now + self._budget_s, deadline))
         except (FeaturesUnavailable, OSError) as error:
             log.warning("answering without the feature store: %s", error)
             self._retry_at = time.monotonic() + PAUSE_S
             return self._stand_in(user_ids)
         except (DeadlinePassed, Overloaded):
+            return self._stand_in(user_ids)
+        except Exception as error:  # a value that nobody can read, of one of those who share the read
+            log.warning("answering without features that cannot be read (%s: %s)", type(error).__name__, error)
             return self._stand_in(user_ids)
         return Found(users=list(batched.result), flags=[FLAGS[user.flag] for user in batched.result])
 

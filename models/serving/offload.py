@@ -12,6 +12,11 @@ LARGE = 20_000
 ITEM = 16
 """Values that stand for one recommended item: its ids, codes, log-probabilities and event."""
 
+LENGTH = "content-length"
+"""The header with the bytes of a body; the REST side sets it to what came."""
+VALUE_BYTES = 8
+"""Of a value in JSON."""
+
 Result = TypeVar("Result")
 
 
@@ -20,19 +25,15 @@ async def beside(size: int, work: Callable[[], Result]) -> Result:
     return work() if size < LARGE else await asyncio.to_thread(work)
 
 
-def size_of(payload: Any) -> int:
-    """About how many values the request has; nothing about it has been checked yet."""
-    if isinstance(payload, InferRequest):
-        return sum(_product(tensor.shape) for tensor in payload.inputs)
-    instances = payload.get("instances") if isinstance(payload, Mapping) else None
-    return sum(map(_values, instances)) if isinstance(instances, list) else 0
+def size_of(payload: Any, headers: Mapping[str, str] | None) -> int:
+    """About how many values the request has, by its length or by its shapes; nothing about it has been checked yet."""
+    length = (headers or {}).get(LENGTH, "")
+    size = int(length[:12]) // VALUE_BYTES if length.isascii() and length.isdigit() else 0
+    if size >= LARGE or not isinstance(payload, InferRequest):
+        return size
+    return max(size, sum(_product(tensor.shape) for tensor in payload.inputs))
 
 
 def _product(shape: Any) -> int:
     plain = isinstance(shape, list) and len(shape) < 9 and all(type(size) is int for size in shape)
     return abs(math.prod(shape)) if plain else 0
-
-
-def _values(instance: Any) -> int:
-    exclude = instance.get("exclude") if isinstance(instance, Mapping) else None
-    return 1 + (len(exclude) if isinstance(exclude, list) else 0)

@@ -181,6 +181,11 @@ class PredictorModel(Model):
         self.requests = 0
         self._timeout_ms = timeout_ms
 
+    @property
+    def telemetry(self) -> Telemetry:
+        """The served name's metrics."""
+        return self.predictor.source.telemetry
+
     async def healthy(self) -> bool:
         """Behind ``/v2/models/{name}/ready``."""
         return await self.predictor.ready()
@@ -209,9 +214,9 @@ class PredictorModel(Model):
         if not payload.inputs:
             return await self._about(payload)
         arrived = time.monotonic()
-        with self.predictor.source.telemetry.request(request_id_of(payload, headers)) as trace:
+        with self.telemetry.request(request_id_of(payload, headers)) as trace:
             with trace.stage("parse"):
-                asked, timeout_ms = await beside(size_of(payload), lambda: wire.from_request(payload))
+                asked, timeout_ms = await beside(size_of(payload, headers), lambda: wire.from_request(payload))
             trace.users, trace.beams, trace.mode = len(asked), asked.options.beams, asked.options.mode
             deadline = arrived + (timeout_ms or self._timeout_ms) / 1000
             prediction = await self.predictor.predict(asked, trace.request_id, deadline)

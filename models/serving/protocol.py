@@ -136,11 +136,12 @@ def checked_query(
     parameters: Mapping[str, Any],
 ) -> Query:
     """The query, or InvalidInput saying which part of it is wrong."""
-    if not 1 <= len(users) <= MAX_USERS:
-        raise InvalidInput(f"the request names {len(users)} users; expected 1 to {MAX_USERS}")
+    check_users(len(users))
     for name, ids in (("user_id", users), ("request_id", requests or [])):
         if not all(1 <= len(each) <= MAX_ID and _clean(each) for each in ids):
             raise InvalidInput(f"a {name} is empty, longer than {MAX_ID} characters or holds control characters")
+    if requests and len(set(requests)) < len(requests):
+        raise InvalidInput("two users have the same request_id; give each its own, because exposure ids are made of it")
     check_times(times or [])
     if any(len(row) > MAX_EXCLUDED for row in exclude):
         raise InvalidInput(f"more than {MAX_EXCLUDED} items are excluded for one user")
@@ -153,6 +154,12 @@ def checked_query(
         options=options,
         timeout_ms=timeout_ms,
     )
+
+
+def check_users(users: int) -> None:
+    """Raises InvalidInput for nobody, or for more than may be asked for at once."""
+    if not 1 <= users <= MAX_USERS:
+        raise InvalidInput(f"the request names {users} users; expected 1 to {MAX_USERS}")
 
 
 def check_times(times_ms: list[int]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from features.storage import ObjectMissing, Storage, StorageUnavailable
-from models.bundle import Bundle, BundleCorrupt, fetch, read_alias
+from models.bundle import Bundle, fetch, read_alias
 from models.deltas import DeltaReader, Moved
 from models.serving.cache import prune
 from models.serving.recommender import Recommender
@@ -99,15 +99,27 @@ class Follower:
         """Looks at the alias once and swaps when it moved; ``reason`` says why not when it did not work out."""
         with self._lock:
             try:
-                version = read_alias(self._storage, self.alias)
+                version = self._named()
                 if version is None:
                     self._explain(f"alias {self.alias!r} does not exist yet; publish a bundle and point it there")
                 elif version != self.version and (retry_refused or self._may_try(version)):
                     self._load(version)
                 elif version == self.version:
                     self._follow_deltas(version)
-            except (StorageUnavailable, ObjectMissing, OSError) as error:
+            except (StorageUnavailable, ObjectMissing, OSError, ValueError) as error:
                 self._explain(str(error.args[0] if error.args else error))
+
+    def _named(self) -> str | None:
+        """The version that the alias names; raises ValueError when what is stored there is no alias."""
+        try:
+            return read_alias(self._storage, self.alias)
+        except ObjectMissing:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"alias {self.alias!r} cannot be read ({type(error).__name__}: {error}); "
+                "set it again (`onerec promote`, or see ONEREC_S3_ENDPOINT and ONEREC_BUCKET)"
+            ) from error
 
     def _poll(self) -> None:
         while not self._stopped.is_set():
@@ -128,9 +140,9 @@ class Follower:
             self._beside_batches(recommender.prove)
             for length in self._warm_up:
                 self._beside_batches(lambda length=length: recommender.warm_up(length))  # type: ignore[misc]
-        except (BundleCorrupt, ValueError, RuntimeError) as error:
-            if isinstance(error, StorageUnavailable):
-                raise
+        except (StorageUnavailable, ObjectMissing, OSError):
+            raise
+        except Exception as error:  # whatever it is about this bundle: it is not tried again every second
             self._refuse(version, error)
             return
         finally:

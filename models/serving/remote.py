@@ -85,6 +85,6 @@ class RemotePredictor:
             return Overloaded(said)
         if code == StatusCode.DEADLINE_EXCEEDED:
             return DeadlinePassed(said)
-        if code in (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND):
+        if code in (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.CANCELLED):  # cancelled: it stops
             return NotReady(self._name, f"the predictor at {self._address} says: {said}")
         return RuntimeError(f"the predictor at {self._address} failed ({code.name}: {said})")

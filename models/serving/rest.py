@@ -8,7 +8,8 @@ Left out: CloudEvents.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,19 @@ from kserve import InferRequest, InferResponse
 from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING, INFERENCE_CONTENT_LENGTH_HEADER
 from kserve.errors import InferenceError, InvalidInput, ModelNotFound, ModelNotReady
 from kserve.protocol.rest.server import RESTServer
+from starlette.exceptions import HTTPException
 
 from models.serving import page
 from models.serving.admin import Administrator, receive_weights
-from models.serving.errors import DeadlinePassed, Forbidden, NotReady, Overloaded, TooLarge
-from models.serving.offload import ITEM, beside
+from models.serving.errors import DeadlinePassed, Forbidden, NotReady, Overloaded, TooLarge, told
+from models.serving.offload import ITEM, LENGTH, VALUE_BYTES, beside
 from models.serving.predictor import PredictorModel
-from models.serving.telemetry import CLIENT_CLOSED, status_of
+from models.serving.telemetry import CLIENT_CLOSED, request_id_of, status_of
 from models.serving.transformer import OneRecModel
 
 ServedModel = OneRecModel | PredictorModel
 MAX_BODY = 32 * 2**20
 """Bytes of a request: 128 users with 10 000 excluded items each are less."""
-_BYTES_A_VALUE = 8
 REPLACED = ("/infer", ":predict", "/load", "/versions/", ":explain", "/unload")
 """Endings and parts of KServe's own paths that are not offered, or offered by us."""
 _JSON = "application/json"
@@ -79,37 +80,48 @@ class Rest(RESTServer):
         super()._add_exception_handlers(app)
         app.add_exception_handler(RequestValidationError, _malformed)
         app.add_exception_handler(NotImplementedError, _absent)
+        app.add_exception_handler(HTTPException, _not_offered)
         expected = (InvalidInput, InferenceError, ModelNotFound, ModelNotReady, Overloaded, DeadlinePassed, Forbidden)
         for error in (*expected, NotReady, TooLarge):
             app.add_exception_handler(error, self._expected)
 
     async def infer(self, request: fastapi.Request, model_name: str) -> Response:
         """Open Inference Protocol v2."""
-        headers, body = dict(request.headers), await _body(request)
-        length = _json_length(headers, body)
-
-        async def work() -> InferResponse:
-            size = len(body) // _BYTES_A_VALUE
-            asked = await beside(size, lambda: _parsed(body, length, model_name))
-            response, _ = await self.dataplane.infer(model_name, asked, headers)
-            assert isinstance(response, InferResponse)
-            return response
-
-        response = await _unless_gone(request, work())
-        if response is None:
+        with self._reading(request, model_name):
+            body = await _body(request)
+            headers = {**request.headers, LENGTH: str(len(body))}
+            length = _json_length(headers, body)
+            asked = await beside(len(body) // VALUE_BYTES, lambda: _parsed(body, length, model_name))
+        answer = await _unless_gone(request, self.dataplane.infer(model_name, asked, headers))
+        if answer is None:
             return Response(status_code=CLIENT_CLOSED)
+        response = answer[0]
+        assert isinstance(response, InferResponse)
         items = ITEM * math.prod(response.outputs[0].shape if response.outputs else [])
         return await beside(items, lambda: _encoded(response))
 
     async def predict(self, request: fastapi.Request, model_name: str) -> Response:
         """Protocol v1."""
-        headers, body = dict(request.headers), await _body(request)
-        try:
-            asked = await beside(len(body) // _BYTES_A_VALUE, lambda: orjson.loads(body))
-        except orjson.JSONDecodeError as error:
-            raise InvalidInput(f"the body is not JSON ({error})") from error
+        with self._reading(request, model_name):
+            body = await _body(request)
+            headers = {**request.headers, LENGTH: str(len(body))}
+            try:
+                asked = await beside(len(body) // VALUE_BYTES, lambda: orjson.loads(body))
+            except orjson.JSONDecodeError as error:
+                raise InvalidInput(f"the body is not JSON ({error}); send {{'instances': [...]}}") from error
         answer = await _unless_gone(request, self.dataplane.infer(model_name, asked, headers))
         return Response(status_code=CLIENT_CLOSED) if answer is None else _json(answer[0])
+
+    @contextmanager
+    def _reading(self, request: fastapi.Request, model_name: str) -> Iterator[None]:
+        """A body that is no request at all is counted and logged as what the model itself refuses."""
+        try:
+            yield
+        except InvalidInput:
+            if (model := self._models.get(model_name)) is None:
+                raise
+            with model.telemetry.request(request_id_of(None, request.headers)):
+                raise
 
     async def load(self, request: fastapi.Request, model_name: str) -> Response:
         """Looks at the model's alias at once; for the administrator."""
@@ -137,7 +149,7 @@ class Rest(RESTServer):
         if isinstance(error, ModelNotReady) and not isinstance(error, NotReady):  # KServe's, which knows no reason
             error = NotReady(error.model_name, self._models[error.model_name].predictor.reason)
         retry = getattr(error, "retry_after", None)
-        return _json({"error": str(error)}, status_of(error), {"Retry-After": str(retry)} if retry else None)
+        return _json({"error": told(error)}, status_of(error), {"Retry-After": str(retry)} if retry else None)
 
 
 class _Choosing:
@@ -180,7 +192,7 @@ def _json_length(headers: dict[str, str], body: bytes) -> int:
     given = headers.get(INFERENCE_CONTENT_LENGTH_HEADER.lower())
     if given is None:
         return len(body)
-    if not given.isascii() or not given.isdigit() or int(given[:12]) > len(body):
+    if not given.isascii() or not given.isdigit() or len(given) > 12 or int(given) > len(body):
         raise InvalidInput(
             f"header {INFERENCE_CONTENT_LENGTH_HEADER} is {given[:40]!r}; the body has {len(body)} bytes"
         )
@@ -241,6 +253,14 @@ def _json(body: Any, status: int = HTTPStatus.OK, headers: dict[str, str] | None
 
 async def _absent(_: fastapi.Request, error: Exception) -> Response:
     return _json({"error": f"this is not offered ({error})"}, HTTPStatus.NOT_FOUND)
+
+
+async def _not_offered(request: fastapi.Request, error: Exception) -> Response:
+    """A path or method that nobody has: Starlette's own answer says neither what was given nor what there is."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path[:200]}"
+    what = f"{asked} is not offered ({error.detail}); GET /openapi.json lists what is"
+    return _json({"error": what}, error.status_code, dict(error.headers or {}))
 
 
 async def _malformed(_: fastapi.Request, error: Exception) -> Response:

@@ -58,6 +58,8 @@ class Repository(kserve.ModelRepository):
 
     def unload(self, name: str) -> None:
         """Refused: which bundle is served follows from the alias alone."""
+        if self.get_model(name) is None:
+            raise ModelNotFound(name)
         raise InvalidInput(f"model {name} follows an alias and cannot be unloaded; move the alias instead")
 
 

@@ -50,7 +50,7 @@ class OneRecModel(Model):
         self.requests = 0
         self._lookup = lookup
         self._served = served
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._timeout_ms = timeout_ms
 
     async def healthy(self) -> bool:
@@ -77,9 +77,9 @@ class OneRecModel(Model):
     ) -> InferResponse | dict[str, Any]:
         """Recommends for the request's users; raises InvalidInput, NotReady, Overloaded or DeadlinePassed."""
         arrived = time.monotonic()
-        with self._telemetry.request(request_id_of(payload, headers)) as trace:
+        with self.telemetry.request(request_id_of(payload, headers)) as trace:
             with trace.stage("parse"):
-                query = await beside(size_of(payload), lambda: parse(payload))
+                query = await beside(size_of(payload, headers), lambda: parse(payload))
                 deadline = arrived + (timeout_of(query, headers) or self._timeout_ms) / 1000
             trace.users, trace.beams, trace.mode = len(query.user_ids), query.options.beams, query.options.mode
             answer = await self._answer(query, deadline, trace)
@@ -98,7 +98,7 @@ class OneRecModel(Model):
     async def _answer(self, query: Query, deadline: float, trace: Trace) -> Answer:
         self.predictor.glance(len(query.user_ids))
         with trace.stage("features"):
-            found = await self._lookup.users(query.user_ids, query.times_ms)
+            found = await self._lookup.users(query.user_ids, query.times_ms, deadline)
         asked = Contexts.of(found.users, query.times_ms, query.exclude, query.options)
         prediction = await self.predictor.predict(asked, trace.request_id, deadline)
         items = ITEM * sum(map(len, prediction.recommendations))
@@ -110,7 +110,7 @@ class OneRecModel(Model):
         return answer
 
     def _count(self, found: Found) -> None:
-        self._telemetry.users(found.flags)
+        self.telemetry.users(found.flags)
         for outcome, flag in (("hit", CACHED), ("miss", UNAVAILABLE)):
             if count := found.flags.count(flag):
-                self._telemetry.cache(outcome, count)
+                self.telemetry.cache(outcome, count)

@@ -48,7 +48,10 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Generic[Example]):
-    """A stage as the loop sees it; ``guard`` is asked before every checkpoint and says why to stop, or None."""
+    """A stage as the loop sees it; ``guard`` is asked before every checkpoint and says why to stop, or None.
+
+    It meets the model as it would come out: with the mean of the weights where one is kept.
+    """
 
     steps: int
     example: Callable[[int], Example]
@@ -165,7 +168,10 @@ class _Run(Generic[Example]):
 
     def checkpoint(self, progress: _Progress) -> str | None:
         """Saves when the guard agrees; else goes back to the last checkpoint and returns the reason."""
-        reason = self.plan.guard() if self.plan.guard is not None else None
+        reason = None
+        if self.plan.guard is not None:
+            with self.average.lent(self.model):
+                reason = self.plan.guard()
         if total(float(reason is not None))[0]:
             state = restore(self.path, self.training, self.plan.training)
             reason = (

@@ -1,6 +1,8 @@
 """The optimizer: AdamW, V2's learning-rate law, warm-up and decay, and a running mean of the weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,19 @@ class Average:
         """Continues from a checkpoint's mean."""
         for name, value in self.mean.items():
             value.copy_(mean[name])
+
+    @contextmanager
+    def lent(self, model: nn.Module) -> Iterator[None]:
+        """The mean in place of the weights for a while; they come back unchanged."""
+        weights = dict(model.named_parameters())
+        kept = {name: weights[name].detach().clone() for name in self.mean}
+        self.replace(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    weights[name].copy_(value)
 
     @torch.no_grad()
     def replace(self, model: nn.Module) -> None:

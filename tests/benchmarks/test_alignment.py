@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import alignment, alignment_world
+from benchmarks import alignment, alignment_judge, alignment_world
 from benchmarks.alignment_arms import ARMS, Budget
 from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.alignment_days import LISTS, Town
 from benchmarks.alignment_judge import MEASURES
-from benchmarks.alignment_report import changes, difference, draw, gap_closed, summary
+from benchmarks.alignment_report import SELECTION, difference, draw, gap_closed, summary
 from benchmarks.alignment_reward import LEVELS, Stay
 from benchmarks.alignment_studies import common_tag, durations, new_authors, of_kind, rule
 from benchmarks.alignment_taste import COLUMNS, OF_MANY, RIDGE, scores, taste_of, topics_of
@@ -159,6 +159,26 @@ def test_predicted_stay_grows_with_interest_and_names_no_item_without_one() -> N
     seconds = judge.seconds(np.linspace(-3, 3, 20), np.full(20, 20_000))
     assert (np.diff(seconds) > 0).all()
     assert seconds.max() <= 20 * max(values.max() for values in ratios.values())
+
+
+def test_selection_keeps_each_list_and_puts_what_is_predicted_best_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment_judge, "to_tensors", lambda context, _: context)
+    catalogue: Any = SimpleNamespace(rows=lambda ids: np.array([int(item) for item in ids], int))
+    context: Any = SimpleNamespace(take=lambda rows: np.arange(40)[rows])
+
+    def judge(asked: np.ndarray, rows: np.ndarray, requests: np.ndarray) -> np.ndarray:
+        assert (asked == requests).all(), "each list is judged in its own context"
+        return np.where(rows >= 0, np.where(requests[:, None] % 2, rows, -rows), np.nan).astype(float)
+
+    lists = [["3", "1", "2"][: 1 + n % 3] for n in range(40)]
+    found = alignment_judge.ordered(lists, context, judge, catalogue)  # type: ignore[arg-type]
+    assert found == [sorted(items, key=int, reverse=bool(n % 2)) for n, items in enumerate(lists)]
+
+
+def test_recall_counts_every_user_once() -> None:
+    relevant = [{"a", "b"}, {"c"}, set(), {"d"}]
+    asked: Any = SimpleNamespace(user_ids=["u", "u", "u", "t"], relevant=relevant)
+    assert alignment_judge.by_user([["a"], ["x", "c"], ["a"], ["x"]], asked).tolist() == [0.0, 0.75]
 
 
 def test_tastes_are_means_of_the_own_views_and_only_of_earlier_ones(dataset: Dataset, tmp_path: Path) -> None:
@@ -306,11 +326,12 @@ def record(seed: int) -> dict[str, Any]:
     """What ``alignment.world`` returns, invented."""
     rng = np.random.default_rng(seed)
     base, rails = rng.gamma(4.0, 100.0, 25), ("cold_start_share", "density", "distinct", "long_share", "duration_s")
-    gains = {"pretrained": 0.0, "oracle": 1.0, "chance": -0.5, "cascade": 0.1, **{arm.name: 0.3 for arm in ARMS}}
+    gains = {"pretrained": 0.0, "oracle": 1.0, "chance": -0.5, "cascade": 0.1, SELECTION: 0.2}
+    gains |= {f"{arm.name}{end}": gain for arm in ARMS for end, gain in (("", 0.3), (", selected", 0.4))}
     arms = {
         name: {
             "users": {measure: (base + gain * (300 + base)).tolist() for measure in MEASURES},
-            "recall50": [0.1, 0.2],
+            "recall50": [0.1 + 0.01 * gain, 0.2],
             "legality": 0.5,
             **dict.fromkeys(rails, 1.0 + gain),
         }
@@ -326,10 +347,16 @@ def test_the_summary_says_what_the_records_hold(tmp_path: Path) -> None:
     assert gaps["pretrained"] == 0
     assert gaps["oracle"] == 1
     assert gaps["rsft+ecpo"] == pytest.approx(0.3)
-    assert changes(rows, "rsft+ecpo", "density") == pytest.approx(0.3)
     studies = {"legality": {"after": {"random_k": 0.97}, "curves": {"random_k": [0.5, 0.97]}}}
     found = alignment.headline(rows, records, studies)
     assert found.keys() >= KEYS
+    assert found["gap_closed_gbpo"] == found["strong_gap_closed_ecpo"] == pytest.approx(0.3)
+    assert found["gap_closed_ecpo_selected"] == pytest.approx(0.4)
+    assert found["density_change"] == pytest.approx(0.3)
+    assert found["recall_change"] == found["recall_change_ecpo"] == pytest.approx(0.01)
+    assert found["recall_change_low"] <= found["recall_change"] <= found["recall_change_high"]
+    assert found["ecpo_over_selection_low"] > 0
+    assert (found["recipe"], found["strong_recipe"]) == ("guarded rsft+gbpo", "rsft+gbpo")
     assert found["legality_random_k"] == 0.97
     assert found["max_gradient_ecpo"] is None, "what was not measured is not invented"
     draw(rows, studies, tmp_path / "plot.html")

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import operations
 from benchmarks.operations_log import quiet
-from benchmarks.operations_scenarios import LateFeedback, outcome, taste_drift
+from benchmarks.operations_platform import outcome
+from benchmarks.operations_scenarios import LateFeedback, taste_drift
 from benchmarks.operations_trials import TrialSize, run
 from benchmarks.operations_users import Policy, Users, plant
 
@@ -110,8 +111,8 @@ def test_a_scenario_that_breaks_has_failed_and_hides_no_other(tmp_path: Path, mo
     found = operations.end_to_end(operations.Plan(), tmp_path, seeds)
     ends = {name: told["end"] for name, told in found.items()}
     assert ends.pop("no_drift") == ends.pop("poisoned_day") == "passed"
-    of_the_week = {"bad_candidate", "canary_rollback", "feedback_outage", "s3_outage_mid_publish"}
-    assert set(ends) == {"taste_drift", *of_the_week}
+    canaries = {"bad_candidate", "canary_rollback", "canary_promotion"}
+    assert set(ends) == {"taste_drift", "feedback_outage", "s3_outage_mid_publish", *canaries}
     assert set(ends.values()) == {"failed: RuntimeError: no ports left"}
     kept = {path.parent.name.rpartition("-")[0] for path in tmp_path.rglob("record.json")}
     assert kept == {"quiet", "poisoned"}, "what broke is played again"

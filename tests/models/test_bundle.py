@@ -106,6 +106,16 @@ def test_a_damaged_cache_is_fetched_again(s3: Storage, write_bundle, tmp_path: P
     assert Bundle.load(fetch(s3, version, tmp_path / "cache")).version == version
 
 
+@pytest.mark.parametrize("version", ["", ".", "..", "../mine", "20260101T000000-ab12cd34/.."])
+def test_a_version_that_is_none_touches_no_folder(s3: Storage, tmp_path: Path, version: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(ObjectMissing, match="no complete bundle"):
+        fetch(s3, version, tmp_path / "cache")
+    assert (tmp_path / "cache").is_dir()
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def test_parts_that_do_not_fit_are_refused(write_bundle, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())

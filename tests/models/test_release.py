@@ -100,6 +100,7 @@ def test_two_runs_at_once(evaluate: Evaluate) -> None:
     publish("r0")
     second, third = evaluate("r1", 1, against=first), evaluate("r2", 2, against=first)
     publish("r1", base=first)
+    assert record_run("r1", pipeline="retraining", state="SUCCEEDED", error="")["lineage"]["parents"] == [first]
     with pytest.raises(ProductionMoved, match=f"production is {second} now, the candidate {third} was compared"):
         publish("r2", base=first)
     assert nobody_meets_it(connect(), second)

@@ -20,6 +20,7 @@ SLOW = (
     "OnerecDailyFeaturesStale",
     "OnerecRetrainingOverdue",
     "OnerecCandidatesRefused",
+    "OnerecCanaryForgotten",
     "OnerecModelOld",
     "OnerecDrift",
 )

@@ -65,8 +65,26 @@ def test_runs_come_in_order_with_their_reasons(onerec, lived: None) -> None:
     ]
     assert len(json.loads(onerec("runs", "--last", "0", "--json").stdout)) == 5
     shown = onerec("runs").stdout
-    assert "1.5" in shown
+    assert "1.5 min" in shown
     assert "open" in shown
+    assert "[bots]" in shown, "what is told is text, not markup"
+
+
+def test_ids_are_whole_and_what_became_of_a_canary_is_told(onerec) -> None:
+    """In a terminal of 80 columns: ids that differ in their last letters are there to be copied."""
+    names = {f"loop0-20260110000000-night{night}": f"20260110T000000-{night}8afe311" for night in range(3)}
+    for number, (run_id, version) in enumerate(names.items()):
+        stored(run_id, number, publish={"summary": {"version": version}})
+        connect().put_json(f"runs/{run_id}/released.json", {"version": version, "tried": number > 0})
+    connect().put_json(f"models/onerec/{version}/records/canary.json", {"status": "rolled back"})
+    rows = json.loads(onerec("runs", "--json").stdout)
+    assert [row["canary"] for row in rows] == ["", "running", "rolled back"]
+    shown = onerec("runs").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(each in shown for pair in names.items() for each in pair)
+    told = " ".join(shown.replace("│", " ").split())
+    assert "canary: running" in told
+    assert "canary: rolled back" in told
 
 
 def test_without_runs_it_says_what_to_do(onerec) -> None:

@@ -79,6 +79,41 @@ def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [port for port in ports if not processes.is_free(port)] == []
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_canary_meets_people_and_the_loop_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate is put behind the router by a night, answers its share of a day, and goes or stays the night after.
+
+    Which of the two is a matter of what few people do; that it happened to the right model is what is tested.
+    """
+    world = Simulator(SimulatorConfig(users=120, items=300, history_days=3, drift_day=0))
+    monkeypatch.setattr(loop, "build_world", lambda config, progress: world)
+    home = (tmp_path / "home").resolve()
+    config = LoopConfig(
+        days=2,
+        users=120,
+        drift_day=0,
+        policy='{"when": "nightly", "budget_runs": 1}',
+        canary='{"share": 0.5, "looks": 1, "minimum_users": 3}',
+        overrides=json.dumps(OVERRIDES),
+    )
+    with stack.running(home, ["server", "collector"]):
+        result = run_loop(config, tmp_path / "out")
+        production, candidate = (read_alias(connect(), alias) for alias in ("production", "candidate"))
+        assert trial.read(connect()) is None
+    first, tried = (run["version"] for run in result["runs"][:2])
+    (canary,) = result["canaries"]
+    assert (canary["version"], canary["stable"]) == (tried, first)
+    assert [day["arms"]["onerec"]["versions"] for day in result["daily"]] == [[first], sorted([first, tried])]
+    assert all(day["arms"]["frozen"]["versions"] == [first] for day in result["daily"])
+    (look,) = canary["looks"]
+    assert all(arm["users"] >= 3 for arm in look["figures"]["stay_seconds"].values())
+    assert canary["status"] == (trial.PROMOTED if look["action"] == "promote" else trial.ROLLED_BACK)
+    assert production == (tried if look["action"] == "promote" else first)
+    assert candidate is None
+    assert [run["retrained"] for run in result["runs"]] == [True, True, False]
+
+
 def test_while_a_canary_is_under_way_its_split_routes_the_retrained_arm(s3: Storage) -> None:
     """And only then; the candidate is waited for, so that nobody is answered by production in its place."""
     waited = []

@@ -107,6 +107,7 @@ def test_a_caller_who_left_costs_nothing_and_the_queue_is_bounded() -> None:
         left.cancel()
         await asyncio.sleep(0)
         assert batcher.waiting == 0
+        assert not batcher._calls  # what they asked for is not held either, however long the model is busy
         stays = asyncio.create_task(batcher.submit("k", 3, 1))
         await asyncio.sleep(0)
         gate.set()

@@ -1,4 +1,5 @@
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,6 +67,31 @@ def test_a_broken_store_is_left_alone_for_a_moment_and_the_last_context_stands_i
     assert broken.flags == ["cached_context", "features_unavailable"]
     assert paused.told == {"features_unavailable"}
     assert len(store.reads) == 2
+
+
+def test_a_caller_s_deadline_is_not_spent_on_waiting_for_features(store: Any) -> None:
+    async def main() -> Found:
+        looking = lookup(store)
+        store.delay_s = 2.0
+        began = asyncio.get_running_loop().time()
+        found = await looking.users(["a"], TIMES, time.monotonic() + 0.05)
+        assert asyncio.get_running_loop().time() - began < 1.0
+        return found
+
+    assert asyncio.run(main()).told == {"features_unavailable"}
+
+
+def test_what_cannot_be_read_costs_features_and_not_answers(store: Any) -> None:
+    async def main() -> list[Found]:
+        looking = lookup(store)
+        store.error = KeyError("a column that no version of ours wrote")
+        unreadable = await looking.users(["a"], TIMES)
+        store.error = None
+        return [unreadable, await looking.users(["b"], TIMES)]  # the store is not left alone for one bad value
+
+    unreadable, after = asyncio.run(main())
+    assert unreadable.told == {"features_unavailable"}
+    assert after.users == [store.users["b"]]
 
 
 def test_the_answer_says_so_and_is_the_remembered_context_s(store: Any, predictor: Any, caller: Any) -> None:

@@ -13,19 +13,22 @@ def request(*shapes: Any) -> InferRequest:
 
 
 @pytest.mark.parametrize(
-    ("payload", "size"),
+    ("payload", "length", "size"),
     [
-        (request([3], [3, 10]), 33),
-        (request([-1, 10**6]), 10**6),
-        (request("x", ["y"], None), 0),
-        ({"instances": ["u", {"user_id": "u", "exclude": ["i"] * 9}, {"exclude": 5}, 7]}, 13),
-        ({"instances": 5}, 0),
-        ([1], 0),
-        (None, 0),
+        (request([3], [3, 10]), None, 33),
+        (request([3], [3, 10]), "800", 100),
+        (request([-1, 10**6]), "80", 10**6),
+        (request([1]), "8000000", 10**6),
+        (request("x", ["y"], None), "", 0),
+        ({"instances": ["u"]}, "80", 10),
+        ({"instances": 5}, "-8", 0),
+        ([1], "٨", 0),
+        (None, None, 0),
     ],
 )
-def test_sizes_of_whatever_may_come(payload: Any, size: int) -> None:
-    assert size_of(payload) == size
+def test_sizes_of_whatever_may_come(payload: Any, length: str | None, size: int) -> None:
+    assert size_of(payload, {} if length is None else {"content-length": length}) == size
+    assert size_of(payload, None) >= 0
 
 
 async def where(size: int) -> threading.Thread:

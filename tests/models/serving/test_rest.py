@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import fastapi
 import httpx
 import numpy as np
+import pytest
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from prometheus_client import REGISTRY
 
 from models.bundle import Bundle
 from models.serving.admin import Administrator
@@ -94,16 +97,45 @@ def test_wrong_requests_get_400_and_never_500(predictor: Any, caller: Any, store
         for body in wrong:
             answer = await asking.post(INFER, json=body)
             assert (answer.status_code, len(answer.json()["error"]) > 15) == (400, True), (body, answer.text)
+        for length in ("0" * 5_000, "-1", "x"):  # Python refuses numbers of so many digits
+            torn = await asking.post(INFER, json=good, headers={"inference-header-content-length": length})
+            assert torn.status_code == 400
         late = {"x-request-timeout-ms": "soon"}
         assert (await asking.post(INFER, json=good, headers=late)).status_code == 400
         assert (await asking.post("/v2/models/nobody/infer", json=good)).status_code == 404
-        assert (await asking.post("/v1/models/onerec:explain", json=good)).status_code in (404, 405)
+        for way, path, status in (("POST", "/v1/models/onerec:explain", 405), ("GET", INFER, 405), ("GET", "/x", 404)):
+            answer = await asking.request(way, path)
+            assert answer.status_code == status
+            assert answer.json()["error"].startswith(f"{way} {path} is not offered")
+        long = (await asking.post(INFER, json={**good, "parameters": {"mode": "x" * 10**6}})).json()["error"]
+        assert len(long) < 1_000
+        assert long.startswith("parameter mode is 'xxx")
+        assert long.endswith("expected one of beam, sample, session")
         assert (await asking.post("/v2/models/onerec/versions/1/infer", json=good)).status_code == 404
         everything = {"name": "exclude", "datatype": "BYTES", "shape": [1, 120], "data": [f"i{k}" for k in range(120)]}
         nothing = await asking.post(INFER, json={"inputs": [USER, everything]})
         assert nothing.status_code == 200
         assert nothing.json()["outputs"][0]["shape"] == [1, 0]
 
+    run(caller(predictor(), store), tmp_path, work)
+
+
+def test_what_is_no_request_at_all_is_counted_and_logged_too(
+    predictor: Any, caller: Any, store: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused() -> float:
+        return REGISTRY.get_sample_value("onerec_requests_total", {"model": "onerec", "status": "400"}) or 0.0
+
+    async def work(asking: httpx.AsyncClient) -> None:
+        for path in (INFER, "/v1/models/onerec:predict"):
+            before = refused()
+            caplog.clear()
+            assert (await asking.post(path, content=b"{", headers={"x-request-id": "r-9"})).status_code == 400
+            assert refused() == before + 1
+            assert [each.fields["request_id"] for each in caplog.records if each.message == "request"] == ["r-9"]
+        assert (await asking.post("/v2/models/nobody/infer", content=b"{")).status_code in (400, 404)
+
+    caplog.set_level(logging.INFO)
     run(caller(predictor(), store), tmp_path, work)
 
 
@@ -208,6 +240,7 @@ def test_load_is_for_the_administrator(predictor: Any, caller: Any, store: Any, 
         assert here.source.checked == 1
         assert (await asking.post("/v2/repository/models/nobody/load", headers=token)).status_code == 404
         assert (await asking.post("/v2/repository/models/onerec/unload")).status_code == 400
+        assert (await asking.post("/v2/repository/models/nobody/unload")).status_code == 404
         pushed = await asking.post("/onerec/models/onerec/weights", headers=token, content=b"x")
         assert pushed.status_code == 400
         assert "roll-out servers only" in pushed.text

@@ -3,10 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from kserve import InferInput, InferRequest
 from kserve.errors import InvalidInput
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
@@ -15,9 +19,11 @@ from watched import NOW_MS
 from models.bundle import Bundle
 from models.serving.admin import Administrator
 from models.serving.admission import Limits
+from models.serving.contexts import Contexts
 from models.serving.errors import DeadlinePassed, NotReady, Overloaded
 from models.serving.grpc_server import Grpc
 from models.serving.predictor import Predictor, PredictorModel
+from models.serving.protocol import Options
 from models.serving.recommender import Recommender
 from models.serving.remote import RemotePredictor
 from models.serving.server import Plane, Repository
@@ -120,6 +126,16 @@ def test_what_the_predictor_refuses_is_refused_in_the_same_words(predictor: Any,
             await model.predict(ask(["a"]))
 
     split(here, work)
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.NOT_FOUND])
+def test_a_predictor_that_goes_away_is_one_that_is_not_ready(code: StatusCode) -> None:
+    remote = RemotePredictor("onerec", "elsewhere:1")
+    client = SimpleNamespace(infer=AsyncMock(side_effect=AioRpcError(code, Metadata(), Metadata(), "gone")))
+    remote._opened = client  # type: ignore[assignment]
+    contexts = Contexts.of([None], np.array([NOW_MS]), [frozenset()], Options())
+    with pytest.raises(NotReady, match="elsewhere:1 says: gone"):
+        asyncio.run(remote.predict(contexts, "r", time.monotonic() + 5))
 
 
 class Slow(Recommender):

@@ -122,6 +122,44 @@ def test_a_version_that_cannot_answer_is_refused(
     assert follower.reason.startswith(f"refused {bad}: the model's logits are NaN")
 
 
+@pytest.mark.parametrize("stored", [b"{not json", b'["x"]', b'{"name": "x"}', b'{"version": ".."}'])
+def test_an_alias_that_is_none_changes_nothing_but_the_reason(
+    s3: Storage, versions: list[str], tmp_path: Path, stored: bytes
+) -> None:
+    set_alias(s3, "production", versions[0])
+    follower = Follower("onerec", "production", s3, tmp_path / "cache")
+    follower.check()
+    s3.put("models/onerec/aliases/production.json", stored)
+    for _ in range(2):
+        follower.check(retry_refused=True)
+        assert "alias 'production' cannot be read" in follower.reason or "no complete bundle '..'" in follower.reason
+        assert follower.version == versions[0]
+    assert (tmp_path / "cache" / versions[0]).is_dir()
+    set_alias(s3, "production", versions[1])
+    follower.check()
+    assert (follower.version, follower.reason) == (versions[1], "")
+
+
+def test_whatever_goes_wrong_with_a_bundle_it_is_refused_and_left_alone_for_a_while(
+    s3: Storage, versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_alias(s3, "production", versions[0])
+    follower, tried = Follower("onerec", "production", s3, tmp_path / "cache"), []
+    follower.check()
+
+    def broken(self: Recommender) -> None:
+        tried.append(self.bundle.version)
+        raise IndexError("index 9 is out of bounds")
+
+    monkeypatch.setattr(Recommender, "prove", broken)
+    set_alias(s3, "production", versions[1])
+    for _ in range(3):
+        follower.check()
+    assert tried == [versions[1]]
+    assert follower.reason.startswith(f"refused {versions[1]}: index 9")
+    assert follower.version == versions[0]
+
+
 def test_old_bundles_leave_the_disk_but_not_those_that_somebody_serves(tmp_path: Path) -> None:
     names = [f"2026010{day}T000000-{day:08x}" for day in range(1, 7)]
     for age, name in enumerate(reversed(names)):

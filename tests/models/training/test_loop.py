@@ -124,6 +124,20 @@ def test_the_outcome_is_the_mean_of_the_weights_when_asked_for(tmp_path) -> None
     assert 0 < (weights(mean) - start).norm() < (weights(last) - start).norm()
 
 
+def test_the_guard_judges_the_mean_and_the_training_goes_on_from_the_weights(tmp_path) -> None:
+    config = replace(CONFIG, ema_decay=0.9)
+    judged, asked, plain = [], network(), network()
+    made = plan()
+
+    def guard() -> str | None:
+        judged.append(weights(asked).clone())
+
+    fit(asked, replace(made, guard=guard), config, tmp_path / "asked")
+    fit(plain, made, config, tmp_path / "plain")
+    assert torch.equal(judged[-1], weights(asked))
+    assert torch.equal(weights(asked), weights(plain))
+
+
 def test_the_routing_bias_moves_after_every_step(tmp_path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), MoE(8, 8, experts=4, active=1, shared=0), nn.Linear(8, 1))
