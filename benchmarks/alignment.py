@@ -23,7 +23,7 @@ from benchmarks.alignment_arms import ARMS, Arm, Budget, train
 from benchmarks.alignment_days import OfCascade, Town
 from benchmarks.alignment_judge import Judge
 from benchmarks.alignment_report import draw, show, summary
-from benchmarks.alignment_studies import distances, durations, legality, mixes, rules, stability
+from benchmarks.alignment_studies import balances, durations, legality, mixes, rules, stability
 from benchmarks.alignment_world import WORLD, Lab, Make, Sizes, fitted, simulated
 from benchmarks.harness import finish, kept, place
 from features.world.sessions import DAY_MS
@@ -105,7 +105,7 @@ def studied(sizes: Sizes, budget: Budget, output: Path) -> dict[str, Any]:
         "legality": lambda _: legality(lab, judge, night),
         "stability": lambda _: stability(lab, judge, night),
         "rules": lambda _: rules(lab, judge, budget, aligned),
-        "distances": lambda _: {"points": distances(lab, judge, budget)},
+        "balances": lambda _: {"points": balances(lab, judge, budget)},
         "mixes": lambda folder: mixes(lab, judge, nights, folder),
     }
     found = {}

@@ -118,8 +118,8 @@ ARMS = (
     Arm(name="hybrid", config={**GBPO, "signal": "hybrid"}),
     Arm(name="duration-aware", config=GBPO, reward="watch"),
     Arm(name="guarded rsft", config={**ANCHORED, "objective": "rsft"}, reward="none"),
-    Arm(name="guarded rsft+ecpo", config={**FAST, **ANCHORED, "objective": "ecpo", "policy_weight": 0.15}),
-    Arm(name="guarded rsft+gbpo", config={**FAST, **ANCHORED, "objective": "gbpo", "policy_weight": 0.5}),
+    Arm(name="guarded rsft+ecpo", config={**FAST, **ANCHORED, "objective": "ecpo", "policy_weight": 0.1}),
+    Arm(name="guarded rsft+gbpo", config={**FAST, **ANCHORED, "objective": "gbpo", "policy_weight": 0.4}),
 )
 
 

@@ -107,7 +107,7 @@ AXES = (
     ("step", "norm (logarithmic)"),
     ("share of what is served; points: strength", "stay, s a list"),
     ("day", "stay, s a list"),
-    ("stay, s a list; points: learning rate", "relative change"),
+    ("stay, s a list; points: weight of the policy", "relative change"),
 )
 """Titles of the panels' axes."""
 
@@ -165,12 +165,14 @@ def _curves(figure: go.Figure, studies: dict[str, Any]) -> None:
             col=1,
         )
     for rail in ("cold_start_share", "density", "recall50"):
-        points = studies.get("distances", {}).get("points", [])
+        points = studies.get("balances", {}).get("points", [])
         figure.add_scatter(
             x=[point["stay_s"] for point in points],
             y=[point[rail] / max(points[0][rail], 1e-9) - 1 for point in points],
-            text=[f"{point['learning_rate']:g}" for point in points],
-            name=f"{rail}, by learning rate",
+            text=[
+                "pre-trained" if point["policy_weight"] is None else f"{point['policy_weight']:g}" for point in points
+            ],
+            name=f"{rail}, by weight",
             mode="lines+markers+text",
             row=4,
             col=1,

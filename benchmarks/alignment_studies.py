@@ -1,4 +1,4 @@
-"""What the tables of arms do not show: legality under RL, gradients off policy, rules, how far to go,
+"""What the tables of arms do not show: legality under RL, gradients off policy, rules, what holds recall,
 self-generated data, duration.
 
 Each study starts from one laboratory's pre-trained model (rules: from an aligned one) and makes the same steps with one
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.alignment_arms import FAST, LOGGED, Arm, Budget, align, learned, train
+from benchmarks.alignment_arms import ANCHORED, FAST, LOGGED, Arm, Budget, align, learned, train
 from benchmarks.alignment_judge import Judge
 from benchmarks.alignment_report import difference
 from benchmarks.alignment_world import Lab
@@ -24,7 +24,7 @@ from models.rewards.duration import duration_aware_advantage
 FORMATS = {"pretrained": None, "without_format": "none", "random_k": "random", "top_k": "top"}
 ALPHAS = (0.85, 0.6)
 BOOSTS = (1.15, 1.5)
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+BALANCES = (0.0, 0.1, 0.4, 1.6)
 MIXES = (0.0, 0.25, 1.0)
 NEVER = 10**9
 
@@ -85,23 +85,26 @@ def rules(lab: Lab, judge: Judge, budget: Budget, start: Path) -> dict[str, Any]
     return found
 
 
-def distances(lab: Lab, judge: Judge, budget: Budget) -> list[dict[str, float]]:
-    """Stay time and guard-rails of one night of ECPO, over the learning rate: the knob of how far the policy goes.
+def balances(lab: Lab, judge: Judge, budget: Budget) -> list[dict[str, Any]]:
+    """Stay time and guard-rails after one night of the guarded GBPO, over the policy's weight beside the anchor.
 
-    The anchor is as large as that of arms that learn from logs alone, so that it holds what it can.
+    Weight 0 is the anchor alone; the first point is the pre-trained model.
     """
-    found = []
-    for rate in (0.0, *RATES):
+    found: list[dict[str, Any]] = []
+    for weight in (None, *BALANCES):
         model, moved = lab.model(), 0.0
-        if rate:
-            config = {**FAST, "objective": "ecpo", "batch_requests": LOGGED["batch_requests"], "learning_rate": rate}
-            model, history = _once(lab, Arm(name="distance", config=config), budget)
+        if weight is not None:
+            config = {**FAST, **ANCHORED, "objective": "gbpo", "policy_weight": weight}
+            alone = {**ANCHORED, "objective": "rsft"}
+            arm = Arm(name="balance", config=config if weight else alone, reward="stay" if weight else "none")
+            model, history = _once(lab, arm, budget)
             moved = history[-1]["policy/kl_pretrained"]
-        after = judge.of_model(model)
-        point = {"learning_rate": rate, "kl": moved, "stay_s": float(np.mean(after["users"]["play_s"]))}
+        after = judge.of_model(model, select=True)
+        point = {"policy_weight": weight, "kl": moved, "stay_s": float(np.mean(after["users"]["play_s"]))}
+        point |= {"selected_s": float(np.mean(after["selected"]["users"]["play_s"]))}
         point |= {"recall50": float(np.mean(after["recall50"]))}
         found.append(point | {rail: after[rail] for rail in ("cold_start_share", "density", "distinct", "legality")})
-        print(f"distance: {found[-1]}", file=sys.stderr)
+        print(f"balance: {found[-1]}", file=sys.stderr)
     return found
 
 

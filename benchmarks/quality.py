@@ -7,6 +7,7 @@ shuffled per user. SASRec with a full softmax is trained beside every seed of th
 """
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -105,7 +106,7 @@ def run(folder: Path, question: Question, kind: str) -> Run:
         if kept["recipe"] == recipe:
             return kept | {"places": np.load(path / "places.npy")}
     console.print(f"{kind}, {order} order, seed {question.seed}")
-    path.mkdir(parents=True, exist_ok=True)
+    _begin(path, recipe)
     start = time.perf_counter()
     fitted = MODELS[kind].fit(question, path, lambda text: console.print(f"  {text}"))
     seconds = time.perf_counter() - start
@@ -128,6 +129,15 @@ def run(folder: Path, question: Question, kind: str) -> Run:
     np.save(path / "places.npy", found)
     (path / "run.json").write_text(json.dumps(record, indent=1))
     return record | {"places": found}
+
+
+def _begin(path: Path, recipe: dict[str, Any]) -> None:
+    """An empty folder, or what an interrupted run of the same recipe left in it."""
+    known = path / "recipe.json"
+    if path.exists() and not (known.exists() and json.loads(known.read_text()) == recipe):
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(recipe))
 
 
 if __name__ == "__main__":

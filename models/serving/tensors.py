@@ -39,8 +39,9 @@ def values(tensor: InferInput, dimensions: int) -> np.ndarray:
         )
     if math.prod(shape) > MAX_VALUES:
         raise InvalidInput(f"input {tensor.name} of shape {shape} is too large")
-    given = len(flattened(tensor.data)) if isinstance(tensor.data, list) else math.prod(shape)
-    if given != math.prod(shape):  # before an array is made of them, which nothing else can interrupt
+    # Counted before an array is made of them, which nothing else can interrupt; raw tensors have no list of values.
+    given = len(flattened(tensor.data)) if isinstance(tensor.data, list) else 0
+    if given not in (0, math.prod(shape)):
         raise InvalidInput(f"input {tensor.name} has {given} values; its shape {shape} is of {math.prod(shape)}")
     try:
         return np.asarray(tensor.as_numpy()).reshape(shape)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import alignment, alignment_judge, alignment_world
+from benchmarks import alignment, alignment_judge, alignment_reward, alignment_world
 from benchmarks.alignment_arms import ARMS, Budget
 from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.alignment_days import LISTS, Town
@@ -30,6 +32,7 @@ from features.histories.lifelong import DAY_MS
 from features.schema import EXPOSURE
 from features.world.simulator import Simulator, world_hash
 from models.rewards.industrial import parse_rules
+from models.rewards.pscore import OBJECTIVES
 from models.serving.recommender import Recommendation
 from models.training.data import RunData
 
@@ -159,6 +162,34 @@ def test_predicted_stay_grows_with_interest_and_names_no_item_without_one() -> N
     seconds = judge.seconds(np.linspace(-3, 3, 20), np.full(20, 20_000))
     assert (np.diff(seconds) > 0).all()
     assert seconds.max() <= 20 * max(values.max() for values in ratios.values())
+
+
+def test_the_duration_aware_reward_knows_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment_reward, "target_items", lambda *_: None)
+    rng = np.random.default_rng(0)
+    catalogue: Any = SimpleNamespace(duration_ms=np.array([20_000, 200_000]))
+    reward: Any = SimpleNamespace(
+        numbers=np.zeros((2, 1)), pscore=lambda *_: (torch.zeros(1, 3, len(OBJECTIVES)), None)
+    )
+    known: Any = SimpleNamespace(features=lambda users, rows: np.zeros((*rows.shape, len(COLUMNS))))
+    context: Any = SimpleNamespace(mask=torch.ones(1))
+    judge = Stay(
+        reward=reward,
+        catalogue=catalogue,
+        taste=known,
+        users=np.array(["u"]),
+        slopes=np.ones(1 + len(COLUMNS)),
+        shift=0.1,
+        spread=0.8,
+        ratios={k: np.sort(rng.gamma(1.0, 0.5, len(LEVELS))) for k in (3, 5)},
+    )
+    items = np.array([[0, 1, -1]])
+    short, long, none = judge(context, items, np.zeros(1, int))[0]
+    assert short < long, "seconds"
+    assert np.isnan(none)
+    alike = replace(judge, timed=False)(context, items, np.zeros(1, int))[0]
+    assert alike[0] == alike[1] == judge.shift
+    assert np.isnan(alike[2])
 
 
 def test_selection_keeps_each_list_and_puts_what_is_predicted_best_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,13 @@ def test_the_command_reports_every_figure_and_resumes(folder: Path, tmp_path: Pa
     assert record["vs_sasrec_low"] <= record["vs_sasrec_recall10"] <= record["vs_sasrec_high"]
     again = CliRunner().invoke(quality.app, arguments)
     assert json.loads(again.stdout.strip().splitlines()[-1]) == record
+    assert again.stderr.count("v2, raw") == 0
+    for name in ("run.json", "recipe.json"):  # as another recipe would have left them, checkpoints included
+        kept = next(tmp_path.glob(f"*/v2-raw-0/{name}"))
+        kept.write_text(kept.read_text().replace('"limit": 50', '"limit": 49'))
+    anew = CliRunner().invoke(quality.app, arguments)
+    assert anew.exit_code == 0, anew.output
+    assert "v2, raw order, seed 0" in anew.stderr
 
 
 def test_unknown_models_orders_and_dates_are_refused(folder: Path) -> None:

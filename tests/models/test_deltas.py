@@ -56,6 +56,8 @@ def test_catching_up_gives_sids_once_and_never_changes_those_there_are(
     assert (moved.bundle.catalogue.sids[: len(bundle.catalogue)] == bundle.catalogue.sids).all()
     assert {"n1", "n2", "n3"} <= set(shown(moved.bundle))
     assert "n1" not in shown(bundle), "the published bundle stays as it was"
+    reader.apply(bundle, ())
+    assert not reader._items, "a server that runs for months does not hold the deltas of every version it served"
 
 
 def test_what_is_taken_down_is_never_shown_and_comes_back_when_unblocked(
