@@ -82,7 +82,8 @@ class Storage:
             url = self.client.get_presigned_url("PUT", self.bucket, key, expires=timedelta(minutes=1))
             headers = {**condition, "content-type": "application/json"}
             answer = urllib3.request("PUT", url, body=data, headers=headers, timeout=TIMEOUT, retries=False)
-        if answer.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT):
+        gone = answer.status == HTTPStatus.NOT_FOUND and tag is not None
+        if gone or answer.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT):
             raise ObjectChanged(f"{key!r} at {self.endpoint} was written by somebody else since it was read")
         if answer.status != HTTPStatus.OK:
             raise StorageUnavailable(f"S3 at {self.endpoint} refused {key!r}: status {answer.status}")

@@ -4,7 +4,8 @@
 when it is due, on the exposures since the candidate's first, and ends the canary as ``monitoring.canary`` says: that is
 the one decision, whoever steers the traffic (``Steer``: aliases and a router by user on one machine, a KServe
 InferenceService on the cluster). Time is the log's own. What is decided is written before it is done, and doing it
-twice does no harm: whoever is killed in between is resumed by the next look. Left out: several canaries at a time.
+twice does no harm: whoever is killed in between is resumed by the next look. Of those who begin or look at the same
+moment one writes, by comparison and swap. Left out: several canaries at a time.
 """
 
 import html
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.intake import exposures as exposure_store
-from features.storage import ObjectMissing, Storage
+from features.storage import ObjectChanged, ObjectMissing, Storage, json_bytes
 from monitoring.canary import CONTINUE, PROMOTE, Arm, Plan, Verdict, compare, compare_requests, judge
 from monitoring.experiment import Split
 from monitoring.page import page
@@ -148,13 +149,17 @@ def ended(storage: Storage) -> list[Trial]:
 def begin(storage: Storage, trial: Trial, steer: Steer) -> Trial:
     """Starts ``trial``, or takes up the same one; raises CanaryUnderWay when another candidate is being tried."""
     known = read(storage)
-    if known is not None and known.version != trial.version:
+    if known is None:
+        try:
+            storage.swap(OPEN, json_bytes(asdict(trial)), None)
+        except ObjectChanged:  # another run was faster by a moment
+            return begin(storage, trial, steer)
+    elif known.version != trial.version:
         raise CanaryUnderWay(
             f"{known.version} is being tried since {known.started}; {trial.version} has to wait for its end "
             "(`onerec canary show`; `onerec canary end` ends it now)"
         )
     trial = known or trial
-    storage.put_json(OPEN, asdict(trial))
     try:
         steer.start(trial)
     except Exception:  # nobody meets the candidate: there is no canary to look at
@@ -165,9 +170,10 @@ def begin(storage: Storage, trial: Trial, steer: Steer) -> Trial:
 
 def look(storage: Storage, now: datetime, steer: Steer) -> Trial | None:
     """The trial after the look that is due at ``now``, ended if it decided; None when nothing is being tried."""
-    trial = read(storage)
-    if trial is None:
+    found = storage.tagged(OPEN)
+    if found is None:
         return None
+    trial = parse(json.loads(found[0]))
     if _decided(trial) is None:
         if steer.production() not in (trial.stable, trial.version):
             return finish(storage, trial, SUPERSEDED, f"{steer.production()} went into production meanwhile", steer)
@@ -177,7 +183,10 @@ def look(storage: Storage, now: datetime, steer: Steer) -> Trial | None:
         verdict, figures = _judge(storage, trial, number, now)
         seen = {**asdict(verdict), "at": now.isoformat(), "figures": figures}
         trial = replace(trial, looks=(*trial.looks, seen))
-        storage.put_json(OPEN, asdict(trial))
+        try:
+            storage.swap(OPEN, json_bytes(asdict(trial)), found[1])
+        except ObjectChanged:  # somebody else looked meanwhile: what they wrote counts
+            return look(storage, now, steer)
     action = _decided(trial)
     if action is None:
         return trial

@@ -23,7 +23,9 @@ def explain(
     beam_width: Annotated[int, typer.Option(help="Beams searched.", min=1, max=512)] = 64,
     exclude: Annotated[list[str] | None, typer.Option(help="Item not to show; may be repeated.")] = None,
     version: Annotated[str, typer.Option(help="A published version instead of the one in production.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Where the page goes; default: HOME/explain/USER.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File of the page; default: HOME/explain/USER.html.", dir_okay=False)
+    ] = None,
     home: Home = HOME,
     json_: Json = False,
 ) -> None:

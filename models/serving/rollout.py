@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from kserve.errors import InvalidInput
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -74,10 +73,12 @@ class Pinned:
 
     @property
     def limit(self) -> int:
-        """The most bytes that a push can have: all weights in fp32, and the file's header."""
+        """The most bytes that a push can have: all weights in fp32, keys in their own type, and the file's header."""
         assert self.recommender is not None
         state = self.recommender.bundle.model.state_dict()
-        return sum(4 * tensor.numel() for tensor in state.values()) + 1024 * len(state) + 2**20
+        return (
+            sum(max(4, tensor.element_size()) * tensor.numel() for tensor in state.values()) + 1024 * len(state) + 2**20
+        )
 
     def push(self, path: Path, sha256: str, version: str) -> int:
         """Serves the weights of the file under the name ``version``; returns the push's number.
@@ -113,7 +114,9 @@ class Pinned:
                 f"{len(wrong)} tensors are not of this architecture, first {first!r}: shape {given.get(first)}, "
                 f"expected {expected.get(first)}; push the state_dict of the model that bundle {self._version} holds"
             )
-        model = restored(like.config, {name: tensor.to(torch.float32) for name, tensor in state.items()})
+        # Weights alone become fp32: the keys of a memory are whole numbers, which fp32 would round.
+        weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        model = restored(like.config, weights)
         return model.to(self._device).eval().requires_grad_(False)
 
     def _serve(self, recommender: Recommender) -> None:

@@ -1,8 +1,9 @@
 """kserve.ModelServer made fit for this platform: one host, quiet logs, an orderly end, no false readiness.
 
 What KServe 0.21 does otherwise (found by reading and running it): it listens on every interface, refuses to start
-while no model is ready, and unloads all models before it has drained. On SIGTERM this server says "not ready" first,
-serves on for ``drain_s`` so that whoever routes to it can look elsewhere, then answers what it has accepted, and ends.
+while no model is ready, and unloads all models before it has drained. On SIGTERM this server says "not ready" first and
+serves on for ``drain_s``, with answers that close their connections, so that callers look elsewhere; then it answers
+what it has accepted, and ends.
 Left out: several workers (each would hold its own model; run more replicas instead).
 """
 
@@ -130,6 +131,8 @@ class Server(kserve.ModelServer):
     def _leave(self, sig: int, frame: FrameType | None) -> None:
         """Uvicorn's signal handler: the first signal only says "not ready", for a while."""
         first, self.dataplane.leaving = not self.dataplane.leaving, True
+        # From the next second on: a request on a kept connection that is closed just then would be lost.
+        self._rest_server.config.encoded_headers.append((b"connection", b"close"))
         if first and self._listening.drain_s > 0:
             loop = asyncio.get_running_loop()
             loop.call_soon_threadsafe(loop.call_later, self._listening.drain_s, self._uvicorn_exit, sig, frame)

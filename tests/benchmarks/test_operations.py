@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import operations
 from benchmarks.operations_log import quiet
+from benchmarks.operations_plant import _search
 from benchmarks.operations_platform import outcome
 from benchmarks.operations_scenarios import LateFeedback, taste_drift
 from benchmarks.operations_trials import TrialSize, run
@@ -42,6 +43,11 @@ def test_finished_seeds_are_kept_and_counted(tmp_path: Path, monkeypatch: pytest
     assert first["refused_by_gate"] + first["rolled_back"] == 2
     monkeypatch.setattr("benchmarks.operations_trials._world", lambda *_: pytest.fail("it was kept"))
     assert run(size, -0.3, tmp_path) == first
+
+
+def test_noise_is_searched_for_until_it_costs_what_was_wanted() -> None:
+    noise, loss = _search(lambda noise: noise**2, 0.1)
+    assert loss == noise**2 == pytest.approx(0.1, abs=0.01)
 
 
 def drifted(stay: list[float], verdicts: list[str]) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """A canary through its looks, on real object storage: what it saw, what was done, and that a kill does no harm."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +15,7 @@ from features.intake import exposures as exposure_store
 from features.schema import EXPOSURE, FLAGS, conform
 from features.storage import Storage
 from monitoring import trial as trials
+from monitoring.canary import Verdict
 from monitoring.trial import CanaryUnderWay, Superseded, Trial, TrialConfig, arms_of, begin, config_of, look, read
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -157,6 +162,43 @@ def test_one_canary_at_a_time_and_the_same_one_twice(s3: Storage) -> None:
     with pytest.raises(CanaryUnderWay, match=f"{NEW} is being tried since"):
         begin(s3, replace(TRIAL, version="20260103T000000-cccccccc"), steer)
     assert read(s3) == first
+
+
+def test_of_those_who_begin_at_once_one_is_tried(s3: Storage) -> None:
+    """A retraining and a refresh of the tokenizer may publish at the same moment."""
+    rivals = [replace(TRIAL, version=f"20260103T000000-{letter * 8}") for letter in "abcd"]
+    together = threading.Barrier(len(rivals))
+
+    def one(trial: Trial) -> list[str]:
+        steer = Told()
+        together.wait()
+        with suppress(CanaryUnderWay):
+            begin(s3, trial, steer)
+        return steer.done
+
+    with ThreadPoolExecutor(len(rivals)) as pool:
+        done = list(pool.map(one, rivals))
+    tried = read(s3)
+    assert done == [["start"] if trial == tried else [] for trial in rivals]
+
+
+def test_a_look_that_somebody_else_took_meanwhile_is_theirs(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the canary; to write what this one saw would bring it back, with nobody behind it."""
+    steer = Told()
+    begin(s3, TRIAL, steer)
+    exposure_store.write(s3, day(0, {"stable": 20, "canary": 14}))
+    judged = trials.judge
+
+    def meanwhile(*given: Any) -> Verdict:
+        monkeypatch.setattr(trials, "judge", judged)
+        assert look(s3, after(1), steer).status == trials.ROLLED_BACK
+        return Verdict(action="continue", look=1, reasons=("it saw less",))
+
+    monkeypatch.setattr(trials, "judge", meanwhile)
+    assert look(s3, after(1), steer) is None
+    assert read(s3) is None
+    assert steer.done == ["start", "drop"]
+    assert len(trials.ended(s3)) == 1
 
 
 def test_a_canary_that_cannot_start_leaves_nothing(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

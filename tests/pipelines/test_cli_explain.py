@@ -94,7 +94,9 @@ def test_without_features_it_is_the_newcomers_answer_with_a_warning(onerec, item
     [
         (["--user", "u"], "nothing is in production", 1),
         (["--user", "u", "--version", "20200101T000000-00000000"], "no complete bundle", 1),
+        (["--user", "u", "--version", ".."], "no complete bundle", 1),
         (["--user", "u", "--beam-width", "513"], "less than or equal to 512", 2),
+        (["--user", "u", "--output", "/"], "is a directory", 2),
         ([], "Missing option", 2),
     ],
 )

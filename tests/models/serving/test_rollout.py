@@ -15,8 +15,10 @@ from kserve.errors import InvalidInput
 from safetensors.torch import load_file, save_file
 
 from features.histories.context import cold_context
+from features.histories.windows import Limits
 from features.storage import Storage
-from models.bundle import Bundle, publish
+from models.bundle import Bundle, publish, save
+from models.onerec_v2 import OneRecV2, V2Config
 from models.pathways import to_tensors
 from models.serving.contexts import Contexts
 from models.serving.predictor import Predictor
@@ -83,6 +85,26 @@ def test_a_push_changes_the_answers_and_frees_the_old_weights(
     gc.collect()
     assert old() is None
     assert pinned.about()["push"] == 2
+
+
+def test_keys_of_a_memory_come_as_they_were_sent(s3: Storage, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer, catalogue = tiny_tokenizer
+    sizes = V2Config(codes=8, levels=3, d_model=16, layers=1, heads=2, kv_groups=1, embed=8, head="tied", memory=True)
+    model = OneRecV2(sizes)
+    model.remember(torch.from_numpy(catalogue.sids.astype(np.int64)))
+    parts = {"tokenizer": tokenizer, "catalogue": catalogue, "limits": Limits(short=5, positive=6, lifelong=7)}
+    folder = save(tmp_path / "bundle", model=model, metrics={}, **parts)
+    version = publish(s3, folder, data_time=datetime(2026, 1, 1, tzinfo=UTC))
+    pinned = Pinned("onerec", version, s3, tmp_path / "cache")
+    pinned.start()
+    path = folder / "model.safetensors"
+    assert pinned.push(path, digest(path), "step-1") == 1
+    loaded, sent = pinned.recommender.bundle.model.state_dict(), load_file(path)
+    assert {str(tensor.dtype) for tensor in sent.values()} == {"torch.float32", "torch.int64"}
+    for name, tensor in sent.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    assert path.stat().st_size <= pinned.limit
 
 
 def test_wrong_pushes_are_refused_and_the_weights_stay(

@@ -338,6 +338,7 @@ def test_leaving_says_so_first_and_serves_on_for_a_while(
         server.process.send_signal(signal.SIGTERM)
         server.wait(lambda: server.client.get("/v2/models/onerec/ready").status_code == 503)
         assert server.infer(["u"]).status_code == 200
+        server.wait(lambda: server.infer(["u"]).headers.get("connection") == "close")
         assert server.process.wait(30) == 0
 
 
