@@ -175,8 +175,7 @@ class Running:
 @contextmanager
 def running(server: Server, port: int) -> Iterator[Running]:
     """Starts a server and ends it with the block."""
-    # Without the allocator's own arenas per thread: what is freed goes back, so that resident memory says what is used.
-    server.env |= {"MALLOC_ARENA_MAX": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    server.env |= {"OMP_WAIT_POLICY": "PASSIVE"}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         try:
             server.start()

@@ -21,6 +21,7 @@ from features.settings import Settings, settings
 from features.storage import connect
 from models.bundle import VERSION
 from models.serving import admission
+from models.serving.arenas import share_arenas
 from models.serving.events import ServedLog
 from models.serving.logs import configure_logging
 from models.serving.lookup import FeatureLookup
@@ -214,6 +215,7 @@ class Process:
 def main(given: list[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then answers what it has accepted and delivers the served events."""
     arguments, config = _arguments(given), settings()
+    share_arenas()
     configure_logging()
     torch.set_num_threads(arguments.threads)  # of whatever computes beside the batches, such as a trainer's push
     process = Process(arguments, config)

@@ -101,10 +101,11 @@ class ServedLog:
 
     def _work(self) -> None:
         while True:
+            closing = self._closing.is_set()  # read first: a wait that ran out may have missed what came at its end
             batch = self._take()
             if batch:
                 self._deliver(batch)
-            elif self._closing.is_set():
+            elif closing:
                 return
             if self._spooled and not self._waiting_to_retry():
                 self._resend()

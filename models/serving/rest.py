@@ -24,6 +24,7 @@ from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING, INFERENCE_CONT
 from kserve.errors import InferenceError, InvalidInput, ModelNotFound, ModelNotReady
 from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from models.serving import page
 from models.serving.admin import Administrator, receive_weights
@@ -81,6 +82,7 @@ class Rest(RESTServer):
         app.add_exception_handler(RequestValidationError, _malformed)
         app.add_exception_handler(NotImplementedError, _absent)
         app.add_exception_handler(HTTPException, _not_offered)
+        app.add_exception_handler(ClientDisconnect, _gone)
         expected = (InvalidInput, InferenceError, ModelNotFound, ModelNotReady, Overloaded, DeadlinePassed, Forbidden)
         for error in (*expected, NotReady, TooLarge):
             app.add_exception_handler(error, self._expected)
@@ -114,10 +116,10 @@ class Rest(RESTServer):
 
     @contextmanager
     def _reading(self, request: fastapi.Request, model_name: str) -> Iterator[None]:
-        """A body that is no request at all is counted and logged as what the model itself refuses."""
+        """A body that is no request, or never came, is counted and logged as what the model itself refuses."""
         try:
             yield
-        except InvalidInput:
+        except (InvalidInput, ClientDisconnect):
             if (model := self._models.get(model_name)) is None:
                 raise
             with model.telemetry.request(request_id_of(None, request.headers)):
@@ -253,6 +255,11 @@ def _json(body: Any, status: int = HTTPStatus.OK, headers: dict[str, str] | None
 
 async def _absent(_: fastapi.Request, error: Exception) -> Response:
     return _json({"error": f"this is not offered ({error})"}, HTTPStatus.NOT_FOUND)
+
+
+async def _gone(_: fastapi.Request, error: Exception) -> Response:
+    """Nobody is there to read it: the client hung up while it was still sending."""
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _not_offered(request: fastapi.Request, error: Exception) -> Response:

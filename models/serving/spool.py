@@ -6,10 +6,12 @@ segment: exposure ids make that harmless). What a crash left torn is the reader'
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,8 @@ class Spool:
             held = self.bytes()
             if held + len(lines) > self._limit:
                 raise SpoolFull(f"{self._folder} holds {held:,} of at most {self._limit:,} bytes")
-            with self._current.open("ab") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+            with self._current.open("a+b", buffering=0) as file:
+                _write(file, lines)
             if self._current.stat().st_size >= SEGMENT_BYTES:
                 self._close()
 
@@ -75,6 +75,21 @@ class Spool:
 
     def _closed(self) -> list[Path]:
         return sorted(self._folder.glob("sending-*-*.jsonl"))
+
+
+def _write(file: FileIO, lines: bytes) -> None:
+    """All of ``lines`` at the end, or none; after a line that a crash tore, which would else spoil the next one."""
+    size = file.seek(0, os.SEEK_END)
+    if size:
+        file.seek(size - 1)
+        lines = lines if file.read(1) == b"\n" else b"\n" + lines
+    try:
+        if file.write(lines) < len(lines):
+            raise OSError(errno.ENOSPC, "there is no room for all of the events")
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def read(segment: Path) -> tuple[list[Event], int]:

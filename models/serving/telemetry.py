@@ -18,6 +18,7 @@ from typing import Any
 
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
 from prometheus_client import Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 
 from models.serving.logs import REQUEST_ID
 
@@ -177,7 +178,7 @@ def status_of(error: BaseException) -> int:
     own = getattr(error, "status", None)
     if isinstance(own, int):
         return int(own)
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, (asyncio.CancelledError, ClientDisconnect)):
         return CLIENT_CLOSED
     known = {
         InvalidInput: HTTPStatus.BAD_REQUEST,

@@ -381,13 +381,13 @@ def test_the_summary_says_what_the_records_hold(tmp_path: Path) -> None:
     studies = {"legality": {"after": {"random_k": 0.97}, "curves": {"random_k": [0.5, 0.97]}}}
     found = alignment.headline(rows, records, studies)
     assert found.keys() >= KEYS
-    assert found["gap_closed_gbpo"] == found["strong_gap_closed_ecpo"] == pytest.approx(0.3)
+    assert found["gap_closed_gbpo"] == found["guarded_gap_closed_ecpo"] == pytest.approx(0.3)
     assert found["gap_closed_ecpo_selected"] == pytest.approx(0.4)
     assert found["density_change"] == pytest.approx(0.3)
     assert found["recall_change"] == found["recall_change_ecpo"] == pytest.approx(0.01)
     assert found["recall_change_low"] <= found["recall_change"] <= found["recall_change_high"]
     assert found["ecpo_over_selection_low"] > 0
-    assert (found["recipe"], found["strong_recipe"]) == ("guarded rsft+gbpo", "rsft+gbpo")
+    assert (found["guard_rails_of"], found["guarded_guard_rails_of"]) == ("rsft+ecpo", "guarded rsft+gbpo")
     assert found["legality_random_k"] == 0.97
     assert found["max_gradient_ecpo"] is None, "what was not measured is not invented"
     draw(rows, studies, tmp_path / "plot.html")
@@ -413,9 +413,29 @@ def test_the_command_reports_every_figure_and_resumes(tmp_path: Path, monkeypatc
     assert Path(first["plot"]).exists()
 
 
-def test_no_seeds_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--seeds", "0"], "at least 1"),
+        (["--arms", "rsft,rlhf"], "no arm is called rlhf"),
+        (["--arms", "rsft"], "give --no-studies"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(given: list[str], said: str) -> None:
     app = typer.Typer()
     app.command()(alignment.main)
-    result = CliRunner().invoke(app, ["--seeds", "0"])
+    result = CliRunner().invoke(app, given)
     assert result.exit_code == 2
-    assert "at least 1" in " ".join(result.output.replace("│", " ").split())
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_arms_can_be_chosen_and_what_was_left_out_is_no_figure() -> None:
+    assert alignment.wanted("", True) == ARMS
+    assert [arm.name for arm in alignment.wanted("rsft+gbpo, rsft", False)] == ["rsft+gbpo", "rsft"]
+    records = [record(seed) for seed in range(2)]
+    for each in records:
+        each["arms"] = {name: found for name, found in each["arms"].items() if "ecpo" not in name}
+    found = alignment.headline(summary(records), records, {})
+    assert found.keys() >= KEYS
+    assert found["gap_closed_gbpo"] == pytest.approx(0.3)
+    assert found["gap_closed_ecpo"] is found["cold_start_change"] is None

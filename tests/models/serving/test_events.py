@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,33 @@ def test_events_outlive_the_process_and_a_torn_line_is_counted(new_collector, tm
     log.close()
 
 
+def test_a_torn_line_does_not_take_the_next_one_along(tmp_path: Path) -> None:
+    waiting = spool.Spool(tmp_path, 10**6)
+    waiting.append([served(1)])
+    with (tmp_path / "spool.jsonl").open("a") as file:
+        file.write(json.dumps(served(2))[:40])
+    waiting.append([served(3), served(4)])
+    (segment,) = waiting.segments()
+    events, torn = spool.read(segment)
+    assert ([event["exposure_id"] for event in events], torn) == (["e1", "e3", "e4"], 1)
+
+
+def test_a_full_disk_leaves_no_half_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    waiting = spool.Spool(tmp_path, 10**6)
+    waiting.append([served(1)])
+    with monkeypatch.context() as broken:
+        broken.setattr(spool.os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            waiting.append([served(2), served(3)])
+    waiting.append([served(4)])
+    (segment,) = waiting.segments()
+    events, torn = spool.read(segment)
+    assert ([event["exposure_id"] for event in events], torn) == (["e1", "e4"], 0)
+
+
 def test_one_bad_event_loses_only_itself(collector: Any, tmp_path: Path) -> None:
     before = lost()
     log = ServedLog(collector.url, "server-token", tmp_path)
@@ -158,6 +186,30 @@ def test_closing_with_a_collector_that_does_not_answer_takes_a_moment(new_collec
     log.close()
     assert log.spooled == 50_000
     assert log.queued == 0
+
+
+def test_what_is_added_just_before_closing_is_kept_though_the_thread_has_just_found_nothing(
+    new_collector: Any, tmp_path: Path
+) -> None:
+    class Starved(ServedLog):
+        """Whose first wait ends with nothing, and is told so only when the log is being closed."""
+
+        waiting = threading.Event()
+
+        def _take(self) -> list[spool.Event]:
+            if self.waiting.is_set():
+                return super()._take()
+            self.waiting.set()
+            self._closing.wait(30)
+            return []
+
+    away = new_collector()
+    away.stop()
+    log = Starved(away.url, "server-token", tmp_path)
+    assert log.waiting.wait(30)
+    log.add([served(i) for i in range(10)])
+    log.close()
+    assert (log.spooled, log.queued) == (10, 0)
 
 
 def test_a_full_queue_loses_and_says_so(tmp_path: Path, collector: Any) -> None:

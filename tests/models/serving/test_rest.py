@@ -134,6 +134,18 @@ def test_what_is_no_request_at_all_is_counted_and_logged_too(
             assert refused() == before + 1
             assert [each.fields["request_id"] for each in caplog.records if each.message == "request"] == ["r-9"]
         assert (await asking.post("/v2/models/nobody/infer", content=b"{")).status_code in (400, 404)
+        messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop()
+
+        async def send(_: Any) -> None:
+            pass
+
+        caplog.clear()
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b"", "root_path": ""}
+        await asking._transport.app(scope, receive, send)  # a client that hangs up while it sends is no error of ours
+        assert [each.fields["status"] for each in caplog.records if each.message == "request"] == [499]
 
     caplog.set_level(logging.INFO)
     run(caller(predictor(), store), tmp_path, work)
