@@ -111,6 +111,9 @@ def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     name = arguments.model_name
     default = {"transformer": [(name, "")], "rollout": []}
     arguments.model = arguments.model or default.get(role, [(name, "production")])
+    names = [each for each, _ in arguments.model]
+    if len(set(names)) < len(names):
+        parser.error(f"--model gives a name twice: {', '.join(names)}; each is served under a name of its own")
     named = all(bool(served) == (role != "transformer") for _, served in arguments.model)
     pinned = [bool(re.fullmatch(VERSION, served)) for _, served in arguments.model]
     if role == "rollout" and not (arguments.model and all(pinned)):

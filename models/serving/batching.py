@@ -2,14 +2,16 @@
 
 KServe has no batching of its own for protocol v2. While the model runs, further calls gather, so batches grow with the
 load by themselves; a call that finds it idle waits at most ``max_wait_s`` for company. Only calls with equal keys share
-a batch. A call whose caller has gone, or whose deadline has passed, is never run.
+a batch. A call whose caller has gone, or whose deadline has passed, is never run, and a run that nobody waits for any
+more can find out.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from models.serving.admission import Budget, Limits
@@ -17,6 +19,8 @@ from models.serving.errors import DeadlinePassed
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
+Wanted = Callable[[], bool]
+"""Whether anybody still waits for a run; to be asked from any thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,14 @@ class _Call(Generic[Payload, Result]):
 
 
 class MicroBatcher(Generic[Payload, Result]):
-    """Groups calls and hands them to ``run(key, payloads)``, which returns one result per payload, in order.
+    """Groups calls and hands them to ``run(key, payloads, wanted)``, which returns one result per payload, in order.
 
     ``limits.at_once`` batches run at a time. Use it from one event loop.
     """
 
     def __init__(
         self,
-        run: Callable[[Hashable, list[Payload]], Awaitable[list[Result]]],
+        run: Callable[[Hashable, list[Payload], Wanted], Awaitable[list[Result]]],
         limits: Limits | None = None,
         patience: Callable[[], float] = lambda: 1.0,
     ) -> None:
@@ -146,7 +150,8 @@ class MicroBatcher(Generic[Payload, Result]):
     async def _answer(self, batch: list[_Call[Payload, Result]]) -> None:
         began, rows = time.monotonic(), sum(call.rows for call in batch)
         try:
-            results = await self._run(batch[0].key, [call.payload for call in batch])
+            wanted = partial(_wanted, [call.answer for call in batch])
+            results = await self._run(batch[0].key, [call.payload for call in batch], wanted)
         except Exception as error:  # every caller of the batch gets it
             self._idle.release()
             for call in batch:
@@ -159,3 +164,7 @@ class MicroBatcher(Generic[Payload, Result]):
         for call, result in zip(batch, results, strict=True):
             if not call.answer.done():
                 call.answer.set_result(Batched(result=result, waited_s=began - call.since, rows=rows))
+
+
+def _wanted(answers: Sequence["asyncio.Future[Any]"]) -> bool:
+    return not all(answer.done() for answer in answers)

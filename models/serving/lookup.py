@@ -19,7 +19,7 @@ import numpy as np
 
 from features.online import FeaturesUnavailable, OnlineFeatures, UserFeatures
 from models.serving.admission import Limits
-from models.serving.batching import MicroBatcher
+from models.serving.batching import MicroBatcher, Wanted
 from models.serving.errors import DeadlinePassed, Overloaded
 
 PAUSE_S = 1.0
@@ -130,7 +130,10 @@ class FeatureLookup:
         known = [self._remembered.get(user_id) for user_id in user_ids]
         return Found(users=known, flags=[UNAVAILABLE if user is None else CACHED for user in known])
 
-    async def _read(self, _: Hashable, asked: list[tuple[list[str], np.ndarray]]) -> list[list[UserFeatures]]:
+    async def _read(
+        self, _: Hashable, asked: list[tuple[list[str], np.ndarray]], wanted: Wanted
+    ) -> list[list[UserFeatures]]:
+        """One read for all of ``asked``; to its end, because what comes too late for a caller is remembered."""
         ids = [user_id for user_ids, _ in asked for user_id in user_ids]
         times = np.concatenate([times_ms for _, times_ms in asked])
         self._began = time.monotonic()

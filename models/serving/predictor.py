@@ -17,7 +17,7 @@ from kserve.errors import InvalidInput
 
 from models.serving import contexts as wire
 from models.serving.admission import Limits
-from models.serving.batching import MicroBatcher
+from models.serving.batching import MicroBatcher, Wanted
 from models.serving.contexts import Contexts
 from models.serving.errors import NotReady
 from models.serving.forms import PREDICTED
@@ -28,8 +28,9 @@ from models.serving.telemetry import Telemetry, request_id_of
 
 BUCKETS = (128, 512)
 LEGALITY_SAMPLES = 64
-LOADING_PATIENCE = 2.0
-"""While a bundle is read and warmed up beside it, calls may wait so many times as long: it is over in half a second."""
+LOADING_PATIENCE = 4.0
+"""While a bundle is read and warmed up beside it, calls may wait so many times as long: it is over in half a second, or
+in two where other programs want the processor too, and a swap should refuse nobody."""
 
 
 class Source(Protocol):
@@ -128,18 +129,20 @@ class Predictor:
             batch_rows=batched.rows,
         )
 
-    async def _run(self, key: Hashable, asked: list[Contexts]) -> list[Prediction]:
-        """One batch of calls with the same recommender and options."""
+    async def _run(self, key: Hashable, asked: list[Contexts], wanted: Wanted) -> list[Prediction]:
+        """One batch of calls with the same recommender and options, given up when nobody waits for it any more."""
         assert isinstance(key, tuple)
         recommender, options, *_ = key
         self.source.telemetry.batch(sum(map(len, asked)))
         loop = asyncio.get_running_loop()
-        predictions = await loop.run_in_executor(self._threads, self._recommend, recommender, options, asked)
+        predictions = await loop.run_in_executor(self._threads, self._recommend, recommender, options, asked, wanted)
         if self.source.telemetry.legality_due():
             self._threads.submit(self._sample_legality, recommender, asked[0])
         return predictions
 
-    def _recommend(self, recommender: Recommender, options: Options, asked: list[Contexts]) -> list[Prediction]:
+    def _recommend(
+        self, recommender: Recommender, options: Options, asked: list[Contexts], wanted: Wanted
+    ) -> list[Prediction]:
         began = time.monotonic()
         bundle = recommender.bundle
         found = recommender.recommend(
@@ -154,6 +157,7 @@ class Predictor:
             num_samples=options.num_samples,
             constrained=options.constrained,
             select=options.select,
+            wanted=wanted,
         )
         rows, spent = iter(found), time.monotonic() - began
         flags = recommender.flags(options.select)

@@ -11,7 +11,7 @@ they equal the trainer's recomputation within 1e-4, under bf16 autocast within 0
 Shapes: B requests, W beams, L SID levels, n recommended items of one request.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,6 +36,10 @@ MAX_CHUNK = 32
 RUN_BEAMS = 512
 """Beams of all requests of a run: more of them fall out of a CPU's caches, which costs time, and memory besides."""
 MODES = ("beam", "sample", "session")
+
+
+class Unwanted(RuntimeError):
+    """Nobody waits for the recommendations any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,7 @@ class Recommender:
         num_samples: int = 0,
         constrained: bool = True,
         select: str = "model",
+        wanted: Callable[[], bool] = lambda: True,
     ) -> list[Recommendation]:
         """Up to ``num_items`` items for each of the B requests, fewer when nothing else may be served.
 
@@ -109,7 +114,7 @@ class Recommender:
         reinforcement learning; not ``constrained`` they may name no item (""). ``select`` "reward" (mode "beam") takes
         the items of highest P-Score among all that the beam found, if the bundle has a reward model (see ``flags``).
         ``exclude`` holds item ids per request; ``exclude_seen`` adds those in the context. Raises ValueError for a
-        mode that is unknown or not this model's, or lengths that differ.
+        mode that is unknown or not this model's, or lengths that differ, and Unwanted as soon as ``wanted`` says no.
         """
         self.check_mode(mode)
         check_select(select, mode)
@@ -121,6 +126,8 @@ class Recommender:
         found: list[Recommendation] = []
         width = num_samples or beam_width
         for rows in _chunks(len(context), width):
+            if not wanted():
+                raise Unwanted(f"given up after {len(found)} of {len(context)} requests: nobody waits for them")
             part = context.take(rows)
             request, item = self._excluded(part, exclude[rows], exclude_seen)
             with torch.inference_mode(), self._precision():

@@ -49,6 +49,7 @@ def test_without_a_number_the_threads_are_pytorch_s_choice() -> None:
         (["--buckets", "0"], "rising"),
         (["--threads", "-1"], "at least 0"),
         (["--batch_threads", "0"], "at least"),
+        (["--model", "a=production", "--model", "a=frozen"], "a name twice: a, a"),
         (["--max_batch", "0"], "--max_batch is 0; it must be at least 1"),
         (["--queue_ms", "-5"], "at least 1"),
         (["--batch_ms", "nan"], "at least 1"),

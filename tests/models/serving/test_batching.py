@@ -5,7 +5,7 @@ from collections.abc import Hashable
 import pytest
 
 from models.serving.admission import Limits
-from models.serving.batching import MicroBatcher
+from models.serving.batching import MicroBatcher, Wanted
 from models.serving.errors import DeadlinePassed, Overloaded
 
 
@@ -16,8 +16,9 @@ class Recorder:
         self.gate = gate
         self.batches: list[tuple[Hashable, list[int]]] = []
 
-    async def __call__(self, key: Hashable, payloads: list[int]) -> list[int]:
+    async def __call__(self, key: Hashable, payloads: list[int], wanted: Wanted) -> list[int]:
         self.batches.append((key, payloads))
+        self.wanted = wanted
         if self.gate:
             await self.gate.wait()
         if -1 in payloads:
@@ -113,6 +114,24 @@ def test_a_caller_who_left_costs_nothing_and_the_queue_is_bounded() -> None:
         gate.set()
         assert ((await first).result, (await stays).result) == (2, 6)
         assert run.batches == [("k", [1]), ("k", [3])]
+
+    asyncio.run(main())
+
+
+def test_a_run_is_wanted_until_the_last_of_its_callers_has_gone() -> None:
+    async def main() -> None:
+        run = Recorder(asyncio.Event())
+        batcher = MicroBatcher(run, Limits(max_rows=2))
+        leaves = asyncio.create_task(batcher.submit("k", 1, 1))
+        late = asyncio.create_task(batcher.submit("k", 2, 1, deadline=time.monotonic() + 0.1))
+        await run.busy()
+        assert run.batches == [("k", [1, 2])]
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        assert run.wanted()
+        with pytest.raises(DeadlinePassed, match="not finished"):
+            await late
+        assert not run.wanted()
 
     asyncio.run(main())
 
