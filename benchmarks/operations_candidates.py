@@ -22,18 +22,17 @@ SOURCE = "week-night2"
 AGAIN = '{"when": "nightly", "minimum_rows": 0, "cooldown_hours": 0}'
 """A policy for a window that was trained on before."""
 LOOKS = 3
-RUINOUS = 1.0
-"""Noise as large as each tensor's own deviation: a third of the recall is left. With more a model recommends by chance,
-new items as often as others, and no successor has as many of those as the gate wants."""
+RUINOUS = 0.5
+"""Share of the recall that is lost. With more a model recommends by chance, and no good successor is near enough to it in
+what the gate bounds on both sides (cold start, density)."""
 HARMLESS = 0.01
 """Noise that makes another model of nobody's notice."""
 
 
 def let_through(session: Session) -> dict[str, Any]:
-    """A twin that has forgotten most: the gate refuses, is overruled, and people's stay time is to end it."""
+    """A twin that has forgotten half: the gate refuses, is overruled, and people's stay time is to end it."""
     before, run_id = session.production(), "let-through"
-    blur = Blur(seed=0, noise=RUINOUS)
-    made = spoil(session.storage, SOURCE, run_id, base=before, blur=blur)
+    made = spoil(session.storage, SOURCE, run_id, base=before, blur=Blur(seed=0, loss=RUINOUS))
     night = session.night(2, AGAIN, run_id=run_id, canary=_canary(0))
     refused = session.storage.get_json(f"runs/{run_id}/{GATE}")
     about = {name: refused[name] for name in ("version", "digest", "against")}
@@ -53,11 +52,10 @@ def let_through(session: Session) -> dict[str, Any]:
 
 def better(session: Session, ruined: str) -> dict[str, Any]:
     """Production is ruined by hand; its successor passes the gate, meets people, and is promoted for what they do."""
+    before, run_id = session.production(), "better"
     set_alias(session.storage, "production", ruined)
     session.client.wait_for_version("onerec", ruined)
-    run_id = "better"
-    blur = Blur(seed=1, noise=HARMLESS)
-    made = spoil(session.storage, SOURCE, run_id, base=ruined, blur=blur)
+    made = spoil(session.storage, SOURCE, run_id, base=ruined, blur=Blur(seed=1, noise=HARMLESS))
     night = session.night(2, AGAIN, run_id=run_id, canary=_canary(1))
     while_tried = session.production()
     tried, looks = _tried(session, night["version"], 1)
@@ -68,8 +66,16 @@ def better(session: Session, ruined: str) -> dict[str, Any]:
         (session.production() == night["version"], f"{session.production()} is in production"),
         (read_alias(session.storage, "candidate") is None, "it is still a candidate"),
     ]
+    if session.production() == ruined:  # what comes next is about other candidates
+        set_alias(session.storage, "production", before)
     session.client.wait_for_version("onerec", session.production())
-    return {"end": outcome(checks), "planted_loss": made.loss, "noise": made.noise, **_seen(tried, looks)}
+    return {
+        "end": outcome(checks),
+        "planted_loss": made.loss,
+        "noise": made.noise,
+        "refused_because": night["reasons"],
+        **_seen(tried, looks),
+    }
 
 
 def _seen(tried: Sequence[trial.Trial], looks: int) -> dict[str, Any]:

@@ -151,7 +151,8 @@ class Rest(RESTServer):
         if isinstance(error, ModelNotReady) and not isinstance(error, NotReady):  # KServe's, which knows no reason
             error = NotReady(error.model_name, self._models[error.model_name].predictor.reason)
         retry = getattr(error, "retry_after", None)
-        return _json({"error": told(error)}, status_of(error), {"Retry-After": str(retry)} if retry else None)
+        served = f" Served here: {', '.join(self._models)}." if isinstance(error, ModelNotFound) else ""
+        return _json({"error": told(error) + served}, status_of(error), {"Retry-After": str(retry)} if retry else None)
 
 
 class _Choosing:
@@ -205,11 +206,10 @@ def _parsed(body: bytes, json_length: int, model_name: str) -> InferRequest:
     """KServe's parser takes well-formed requests for granted; whatever it raises is the client's mistake."""
     try:
         request = InferRequest.from_bytes(body, json_length, model_name)
-    except InvalidInput:
-        raise
     except Exception as error:
+        said = f"{error}" if isinstance(error, InvalidInput) else f"{type(error).__name__}: {error}"
         raise InvalidInput(
-            f"the body is not a v2 inference request ({type(error).__name__}: {error}); "
+            f"the body is not a v2 inference request ({said}); "
             "expected {'inputs': [{'name', 'shape', 'datatype', 'data'}]}"
         ) from error
     for tensor in request.inputs:

@@ -102,7 +102,11 @@ def test_wrong_requests_get_400_and_never_500(predictor: Any, caller: Any, store
             assert torn.status_code == 400
         late = {"x-request-timeout-ms": "soon"}
         assert (await asking.post(INFER, json=good, headers=late)).status_code == 400
-        assert (await asking.post("/v2/models/nobody/infer", json=good)).status_code == 404
+        unknown = await asking.post("/v2/models/nobody/infer", json=good)
+        assert unknown.status_code == 404
+        assert unknown.json()["error"].endswith("Served here: onerec.")
+        torn = await asking.post(INFER, content=b"{")
+        assert "expected {'inputs': [" in torn.json()["error"]
         for way, path, status in (("POST", "/v1/models/onerec:explain", 405), ("GET", INFER, 405), ("GET", "/x", 404)):
             answer = await asking.request(way, path)
             assert answer.status_code == status

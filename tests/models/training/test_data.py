@@ -177,6 +177,9 @@ def test_held_out_requests_come_with_what_was_seen_and_engaged_with(run) -> None
         inside = (users == user) & (data.times_ms >= time) & (data.times_ms < time + 3_600_000) & positive
         assert holdout.relevant[n] == set(items[inside]) - holdout.seen[n]
     assert len(holdout.context) == len(holdout)
+    everybody = split_holdout(data.exposures, users_share=1.0)
+    more = data.holdout(run.catalogue, LIMITS, everybody)
+    assert len(more) == len(set(data.column("request_id")[everybody])) > len(holdout)
     assert data.before_newest_day().num_rows == int((data.times_ms < newest_day(data.exposures)).sum())
 
 
