@@ -23,8 +23,9 @@ AGAIN = '{"when": "nightly", "minimum_rows": 0, "cooldown_hours": 0}'
 """A policy for a window that was trained on before."""
 LOOKS = 3
 RUINOUS = 0.5
-"""Share of the recall that is lost. With more a model recommends by chance, and no good successor is near enough to it in
-what the gate bounds on both sides (cold start, density)."""
+"""Share of the recall that is lost. Who loses more recommends by chance, and no good successor is near enough to him in
+what the gate bounds on both sides (cold start, density).
+"""
 HARMLESS = 0.01
 """Noise that makes another model of nobody's notice."""
 
