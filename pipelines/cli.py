@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,13 +23,31 @@ from typer.core import TyperGroup
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+
+def _home(given: str | Path) -> Path:
+    """``given`` as a home; an empty one is refused, since it would be the folder one happens to stand in."""
+    if not str(given).strip():
+        raise typer.BadParameter("it is empty; give a folder, such as .onerec")
+    if Path(given).is_file():
+        raise typer.BadParameter(f"{given} is a file; give a folder, such as .onerec")
+    return Path(given)
+
+
 Home = Annotated[
     Path,
-    typer.Option("--home", envvar="ONEREC_HOME", help="Folder of the local platform: state, logs and data."),
+    typer.Option(
+        "--home",
+        envvar="ONEREC_HOME",
+        parser=_home,
+        metavar="FOLDER",
+        help="Folder of the local platform: state, logs and data.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
 HOME = Path(".onerec")
+MAX_USER = 128
+"""Characters of a user id, as the model server takes them."""
 
 
 def fail(message: str, hint: str = "", code: int = 1) -> NoReturn:
@@ -87,6 +106,24 @@ def check_canary(canary: str) -> None:
         config_of(canary)
     except ValueError as error:
         fail(str(error), "such as --canary 0.2, or nothing for no canary", code=2)
+
+
+def check_user(user: str) -> None:
+    """Ends the command, with code 2, unless ``user`` is an id that a server would take."""
+    if not 0 < len(user) <= MAX_USER or any(ord(character) < 32 or ord(character) == 127 for character in user):
+        said = f"--user {user[:40]!r} is empty, longer than {MAX_USER} characters or holds control characters"
+        fail(said, "give an id of your log; of the simulator's people: --user u00001", code=2)
+
+
+def checked_time(given: str | None, option: str) -> str | None:
+    """``given`` as an ISO 8601 time with a zone, UTC unless it names one; ends the command when it is none."""
+    if given is None:
+        return None
+    try:
+        time = datetime.fromisoformat(given)
+    except ValueError:
+        fail(f"{option} {given!r} is not a time", f"give it as ISO 8601, such as {option} 2026-01-15T00:00", code=2)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
 
 
 class CleanErrors(TyperGroup):

@@ -37,7 +37,10 @@ def list_bundles(home: Home = HOME, json_: Json = False) -> None:
     if json_:
         emit(rows)
         return
-    table = Table("version", "aliases", "parents", "data until", "recall@50", "legality")
+    table = Table()
+    for column in ("version", "aliases", "parents", "data until", "recall@50", "legality"):
+        width = 24 if column == "version" else None  # versions are there to be copied: whole, and nothing is cut
+        table.add_column(column, overflow="fold", min_width=width)
     for row in rows:
         metrics = row["metrics"]
         table.add_row(
@@ -77,7 +80,9 @@ def diff(
     if not changes:
         out.print(f"{versions[0]} and {versions[1]} are alike in everything that is compared")
         return
-    table = Table("", "", escape(versions[0]), escape(versions[1]), "change", title=f"{versions[0]} -> {versions[1]}")
+    table = Table(title=f"{versions[0]} -> {versions[1]}")
+    for column in ("", "", escape(versions[0]), escape(versions[1]), "change"):
+        table.add_column(column, overflow="fold")
     section = ""
     for each in changes:
         shown = f"{each.relative:+.1%}" if each.relative is not None else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, checked_time, emit, fail, out
 
 if TYPE_CHECKING:
     from models.cluster.inference import Canary
@@ -49,8 +49,9 @@ def look(
     from models.steering import follow_canary
     from pipelines import stack
 
+    now = checked_time(end or None, "--end") or ""
     stack.activate(home, ["s3"])
-    found = follow_canary(end)
+    found = follow_canary(now)
     if found is None:
         out.print("no canary is under way")
         return

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_user, emit, err, fail, out
 from pipelines.cli_models import data_ms, newest_ms
 
 
@@ -35,6 +35,7 @@ def explain(
     from monitoring.explanation import render
     from pipelines import stack
 
+    check_user(user)
     stack.activate(home, ["s3"])
     bundle = _bundle(home, version)
     time_ms = max(newest_ms(), data_ms(bundle.version))

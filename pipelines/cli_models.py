@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_user, emit, err, fail, out
 
 FLAGS = {
     "cold_user": "nothing is known of this user; the answer is the one for newcomers",
@@ -37,6 +37,7 @@ def recommend(
     from pipelines import stack
     from pipelines.client import Client
 
+    check_user(user)
     stack.activate(home, ["server"])
     current = settings()
     with Client(current.server_url, current.collector_url, "") as client:

@@ -26,6 +26,8 @@ def report(
         given = date.fromisoformat(day) if day else None
     except ValueError:
         fail(f"--day {day!r} is not a day", "give it as ISO 8601, such as --day 2026-01-15", code=2)
+    if given and not 1970 < given.year < 9999:  # plots reach back and a day ahead
+        fail(f"--day {day} is in no log", "give a day of 1971 to 9998, such as --day 2026-01-15", code=2)
     stack.activate(home, ["s3"])
     storage = connect()
     try:

@@ -1,5 +1,6 @@
 """`onerec train`, `retrain`, `runs`: pipelines run on this machine, and what became of every run."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,10 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_canary, check_policy, check_recipe, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_canary, check_policy, check_recipe, checked_time, emit, fail, out
 
 if TYPE_CHECKING:
     from features.runs import Run
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
 @app.command()
@@ -26,19 +29,20 @@ def train(
     json_: Json = False,
 ) -> None:
     """Runs the training pipeline on this machine: logs to a published model, from scratch."""
-    since, until = _time(start, "--start"), _time(end, "--end")
+    chosen = _id(run_id, "train")
+    since, until = checked_time(start, "--start"), checked_time(end, "--end")
     check_recipe(preset, overrides)
     _activated(home)
     first, last = _window()
     arguments = {"start": since or first, "end": until or last, "preset": preset, "overrides": overrides}
-    _run("training", {"run_id": run_id or _new_id("train"), **arguments}, home, json_)
+    _run("training", {"run_id": chosen, **arguments}, home, json_)
 
 
 @app.command()
 def retrain(
     end: Annotated[str | None, typer.Option(help="End of the newest window, ISO 8601; default: all there is.")] = None,
-    new_days: Annotated[int, typer.Option(help="How many of the last days are new.", min=1)] = 1,
-    context_days: Annotated[int, typer.Option(help="How far contexts reach back.", min=2)] = 21,
+    new_days: Annotated[int, typer.Option(help="How many of the last days are new.", min=1, max=366)] = 1,
+    context_days: Annotated[int, typer.Option(help="How far contexts reach back.", min=2, max=3660)] = 21,
     policy: Annotated[str, typer.Option(help="nightly, on_drift, or JSON (docs/monitoring.md).")] = "nightly",
     canary: Annotated[
         str, typer.Option(help="Try the new model on a share of the users first: 0.2, or a JSON object.")
@@ -53,7 +57,8 @@ def retrain(
     from features.storage import connect
     from models.bundle import read_alias
 
-    given = _time(end, "--end")
+    chosen = _id(run_id, "retrain")
+    given = checked_time(end, "--end")
     check_policy(policy)
     check_canary(canary)
     check_recipe(preset, overrides)
@@ -73,7 +78,7 @@ def retrain(
         "preset": preset,
         "overrides": overrides,
     }
-    _run("retraining", {"run_id": run_id or _new_id("retrain"), **arguments}, home, json_)
+    _run("retraining", {"run_id": chosen, **arguments}, home, json_)
 
 
 @app.command()
@@ -140,19 +145,14 @@ def _window() -> tuple[str, str]:
     return found[0].isoformat(), found[1].isoformat()
 
 
-def _time(given: str | None, option: str) -> str | None:
-    """``given`` as an ISO 8601 time with a zone, UTC unless it names one; ends the command when it is none."""
+def _id(given: str | None, kind: str) -> str:
+    """``given``, which names a folder and a log, or a new one; ends the command when it cannot be one."""
     if given is None:
-        return None
-    try:
-        time = datetime.fromisoformat(given)
-    except ValueError:
-        fail(f"{option} {given!r} is not a time", f"give it as ISO 8601, such as {option} 2026-01-15T00:00", code=2)
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{datetime.now(UTC):%Y%m%d%H%M%S}"
+        return f"{kind}-{datetime.now(UTC):%Y%m%d%H%M%S}"
+    if not RUN_ID.fullmatch(given):
+        said = f"--run-id {given!r} is no id of a run; expected letters, digits, dots, dashes and underscores"
+        fail(said, "leave it out for a new run; `onerec runs` shows the ids there are", code=2)
+    return given
 
 
 def _run(pipeline: str, arguments: dict[str, str], home: Path, json_: bool) -> None:

@@ -24,16 +24,21 @@ def apply_(
     json_: Json = False,
 ) -> None:
     """Makes the schedules what the file says: new ones start, changed ones are replaced, missing ones end."""
-    from pipelines.compilation import compile_one
+    from pipelines.compilation import compile_one, parameters
     from pipelines.kubeflow import Kubeflow
     from pipelines.schedules import BadSchedule, apply, keep, parse
 
     try:
         wanted = parse(file.read_text(encoding="utf-8"), str(file))
-    except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror}", "give a schedule file; nothing was changed", code=2)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        fail(f"{file} cannot be read: {why}", "give a schedule file; nothing was changed", code=2)
     except BadSchedule as error:
         fail(str(error), "nothing was changed", code=2)
+    for each in wanted.schedules:
+        if unknown := sorted(set(each.parameters) - set(parameters(each.pipeline))):
+            said = f"schedule {each.name!r}: pipeline {each.pipeline} has no {', '.join(unknown)}"
+            fail(said, f"it has {', '.join(parameters(each.pipeline))}; nothing was changed", code=2)
     chosen = chosen_profile(wanted.profile, **wanted.objects)
     if _in_cluster():
         done = apply(Kubeflow.connect(), wanted, lambda name, path: compile_one(name, path, chosen))
@@ -55,6 +60,9 @@ def list_(experiment: Experiment = "onerec", home: Home = HOME, json_: Json = Fa
     rows = _of_cluster(experiment) if _in_cluster() else _of_home(home)
     if json_:
         emit(rows)
+        return
+    if not rows:
+        out.print("there are no schedules: `onerec schedule apply FILE` makes some (docs/kubeflow.md)")
         return
     table = Table("name", "cron (UTC)", "enabled", "next", "id")
     for row in rows:
@@ -78,7 +86,8 @@ def remove_(
         stored = kept(home)
         left = tuple(each for each in stored.schedules if each.name != name)
         found = len(stored.schedules) - len(left)
-        keep(home, replace(stored, schedules=left))
+        if found:
+            keep(home, replace(stored, schedules=left))
     if not found:
         fail(f"there is no schedule {name!r}", "`onerec schedule list` shows what there is")
     out.print(f"removed {name}")

@@ -40,10 +40,12 @@ class Schedule:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise BadSchedule(f"schedule {self.name!r}: give a name of lower-case letters, digits and dashes")
         if self.pipeline not in PIPELINES:
             raise BadSchedule(f"schedule {self.name!r}: pipeline {self.pipeline!r} is none of {', '.join(PIPELINES)}")
+        if not isinstance(self.parameters, Mapping):
+            raise BadSchedule(f"schedule {self.name!r}: parameters are {self.parameters!r}; expected name: value pairs")
         wrong = [f"{key}={value!r}" for key, value in self.parameters.items() if not isinstance(value, str)]
         if wrong:
             raise BadSchedule(f"schedule {self.name!r}: {', '.join(wrong)} is no text; put the value in quotes")
@@ -100,6 +102,8 @@ def parse(text: str, where: str) -> Schedules:
         raise BadSchedule(f"{where} holds no list `schedules`; see docs/kubeflow.md")
     _known(document, {"schedules", "profile", "experiment", "objects"}, where)
     objects = document.get("objects") or {}
+    if not isinstance(objects, dict) or not all(isinstance(name, str) for name in objects.values()):
+        raise BadSchedule(f"objects of {where} are {objects!r}; expected names, such as {{secret: onerec-pipelines}}")
     _known(objects, {"config_map", "secret", "rayjob"}, f"objects of {where}")
     found = []
     for number, each in enumerate(document["schedules"], 1):
@@ -203,9 +207,12 @@ def keep(home: Path, wanted: Schedules) -> None:
 
 
 def kept(home: Path) -> Schedules:
-    """What was stored; nothing when nothing was."""
+    """What was stored; nothing when nothing was; raises BadSchedule when it cannot be read."""
+    path = home / KEPT
     try:
-        stored = json.loads((home / KEPT).read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Schedules(**{**stored, "schedules": tuple(Schedule(**each) for each in stored["schedules"])})
     except FileNotFoundError:
         return Schedules(schedules=())
-    return Schedules(**{**stored, "schedules": tuple(Schedule(**each) for each in stored["schedules"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadSchedule(f"{path} is damaged ({error}); remove it, then `onerec schedule apply FILE` again") from error

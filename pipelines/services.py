@@ -255,7 +255,7 @@ def _answers_grpc(port: int) -> bool:
     with grpc.insecure_channel(f"{HOST}:{port}") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
-            return bool(check(b"", timeout=1) == b"\x08\x01")
+            return bool(check(b"", timeout=3) == b"\x08\x01")
         except grpc.RpcError:
             return False
 

@@ -305,7 +305,16 @@ def status(home: Path, *, services: Mapping[str, Service] = SERVICES) -> list[He
 
 
 def wipe(home: Path) -> None:
-    """Stops what runs in ``home`` and removes its data: objects, events, features, models, reports; logs stay."""
+    """Stops what runs in ``home`` and removes its data: objects, events, features, models, reports; logs stay.
+
+    Raises StackError, and removes nothing, where folders of these names are in a place that never was a home.
+    """
+    found = [name for name in DATA if (home / name).exists()]
+    if found and not (home / "credentials.json").exists():
+        raise StackError(
+            f"{home} holds {', '.join(found)}, but no local services were ever started in it; nothing was removed",
+            "choose another folder with --home",
+        )
     down(home)
     for name in DATA:
         shutil.rmtree(home / name, ignore_errors=True)

@@ -33,6 +33,9 @@ from features.storage import Storage, StorageUnavailable, connect
 
 log = logging.getLogger(__name__)
 
+MAX_DAYS = 36_500
+"""A century: beyond it lies what a calendar does not hold."""
+
 Merge = Callable[[pa.Table], pa.Table]
 
 
@@ -48,8 +51,10 @@ class RetentionConfig:
     """A run that has not finished for so long after its claim does not hold segments any more."""
 
     def __post_init__(self) -> None:
-        if self.retention_days <= 0 or self.grace < timedelta(0):
-            raise ValueError(f"{self}: retention_days must be above 0 and grace not below it")
+        if not 0 < self.retention_days <= MAX_DAYS:
+            raise ValueError(f"{self.retention_days} days cannot be kept; give more than 0 and at most {MAX_DAYS}")
+        if self.grace < timedelta(0):
+            raise ValueError(f"a grace of {self.grace} cannot be; give 0 or more")
 
 
 def distinct(events: pa.Table) -> pa.Table:

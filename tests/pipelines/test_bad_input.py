@@ -138,6 +138,14 @@ def test_nothing_of_a_one_user_log_is_stored(environment: Settings, tmp_path: Pa
         (("train", "--start", "soon"), "--start 'soon' is not a time"),
         (("train", "--preset", "huge"), "unknown preset 'huge'; the presets are tiny, small"),
         (("retrain", "--policy", "sometimes"), "policy 'sometimes' is unknown"),
+        (("train", "--run-id", "../elsewhere"), "--run-id '../elsewhere' is no id of a run"),
+        (("retrain", "--run-id", ""), "--run-id '' is no id of a run"),
+        (("canary", "look", "--end", "soon"), "--end 'soon' is not a time"),
+        (("recommend", "--user", ""), "--user '' is empty"),
+        (("explain", "--user", "a\nb"), "holds control characters"),
+        (("recommend", "--user", "u" * 129), "longer than 128 characters"),
+        (("report", "--day", "0001-01-01"), "--day 0001-01-01 is in no log"),
+        (("report", "--day", "9999-12-31"), "--day 9999-12-31 is in no log"),
     ],
 )
 def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_what_changed_is_named_and_what_did_not_is_not(onerec, versions: tuple[s
     assert "pretrain.epochs" in shown
 
 
+def test_nothing_is_cut_on_a_narrow_screen(onerec, versions: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = onerec("list").stdout
+    assert all(version in shown for version in versions)
+    assert "…" not in shown + onerec("diff", *versions).stdout
+
+
 def test_a_version_is_like_itself(onerec, versions: tuple[str, str]) -> None:
     assert "alike in everything" in onerec("diff", versions[1], "production").stdout.replace("\n", " ")
 

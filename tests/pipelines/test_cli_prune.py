@@ -47,5 +47,6 @@ def test_old_segments_go_only_without_dry_run(home: Path) -> None:
     assert len(partitions.parts(connect(), "events/kind=impression", None, None)) == 1
 
 
-def test_days_must_be_above_zero(home: Path) -> None:
-    assert onerec("--days", "0", home=home)[0] == 2
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "inf", "1e300"])
+def test_days_are_a_length_of_time(home: Path, days: str) -> None:
+    assert onerec("--days", days, home=home)[0] == 2

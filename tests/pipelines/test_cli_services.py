@@ -36,6 +36,8 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
         (["up", "--only", "nonsense"], 2, ["nonsense", "collector"]),
         (["up", "--port", "s3=many"], 2, ["SERVICE=PORT"]),
         (["nonsense"], 2, ["No such command"]),
+        (["up", "--home", ""], 2, ["--home", "it is empty"]),
+        (["status", "--home", __file__], 2, ["--home", "is a file"]),
     ],
 )
 def test_errors_are_clean(tmp_path: Path, arguments: list[str], code: int, words: list[str]) -> None:

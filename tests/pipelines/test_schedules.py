@@ -146,6 +146,9 @@ def test_names_of_pipelines_are_those_there_are() -> None:
         ({"name": "Über"}, "give a name of lower-case letters"),
         ({"parameters": {"run_id": 7}}, "run_id=7 is no text; put the value in quotes"),
         ({"when": "now"}, "has when, which nobody reads"),
+        ({"name": 7}, "give a name of lower-case letters"),
+        ({"parameters": ["policy"]}, "expected name: value pairs"),
+        ({"parameters": {"polcy": "nightly"}}, "pipeline retraining has no polcy"),
     ],
 )
 def test_bad_schedules_are_refused_and_change_nothing(
@@ -157,6 +160,25 @@ def test_bad_schedules_are_refused_and_change_nothing(
     assert kfp.headers == []
 
 
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
+    result = CliRunner().invoke(app, ["schedule", "apply", str(tmp_path / "s.yaml"), "--home", str(tmp_path / "home")])
+    assert (result.exit_code, "it is no UTF-8 text" in " ".join(result.stderr.split())) == (2, True)
+
+
+def test_a_damaged_store_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "schedules.json").write_text("{")
+    with pytest.raises(BadSchedule, match=r"schedules.json is damaged .* remove it"):
+        kept(tmp_path)
+
+
+def test_looking_at_no_schedules_makes_nothing(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    assert "there are no schedules" in CliRunner().invoke(app, ["schedule", "list", "--home", home]).stdout
+    assert CliRunner().invoke(app, ["schedule", "remove", "nightly", "--home", home]).exit_code == 1
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -166,6 +188,8 @@ def test_bad_schedules_are_refused_and_change_nothing(
         ("schedules: [{name: a}]", "lacks cron, pipeline"),
         ("schedules: []\nprofil: gpu", "has profil, which nobody reads"),
         ("schedules: []\nobjects: {secrets: a}", "has secrets, which nobody reads"),
+        ("schedules: []\nobjects: [secret]", "expected names"),
+        ("schedules: []\nobjects: {secret: 5}", "expected names"),
     ],
 )
 def test_files_that_are_no_schedules(text: str, words: str) -> None:

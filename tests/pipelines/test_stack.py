@@ -383,3 +383,15 @@ def test_the_whole_platform(home: Path, clean_environment: None) -> None:
     assert left(home) == []
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
     assert all(processes.is_free(port) for port in ports)
+
+
+def test_a_folder_that_never_was_a_home_is_not_wiped(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("mine")
+    with pytest.raises(StackError, match="holds work, but no local services were ever started in it"):
+        stack.wipe(tmp_path)
+    assert (tmp_path / "work" / "thesis.txt").exists()
+    (tmp_path / "credentials.json").write_text("{}")
+    stack.wipe(tmp_path)
+    assert not (tmp_path / "work").exists()
+    stack.wipe(tmp_path / "new")
