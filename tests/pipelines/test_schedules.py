@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded.kfp_api import KfpApi, serving
+from recorded.kubernetes_api import Refused
 from typer.testing import CliRunner
 
 from features.settings import settings
@@ -110,12 +111,21 @@ def test_strangers_are_left_alone(kfp: KfpApi, tmp_path: Path) -> None:
     assert [run["status"] for run in kfp.recurring.values()] == ["DISABLED", "ENABLED"]
 
 
-def test_a_failure_in_between_leaves_the_old_schedule(kfp: KfpApi, tmp_path: Path) -> None:
+def test_a_failure_in_between_leaves_the_old_schedule(
+    kfp: KfpApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apply(tmp_path, HOURLY)
-    kfp.faults = [200, 200]
-    changed = {**HOURLY, "parameters": {"unknown": "x"}}
+    answer = kfp.handle
+
+    def without_new_ones(verb: str, path: str, query: dict[str, list[str]], body: dict[str, Any]) -> dict[str, Any]:
+        if verb == "POST" and path.endswith("/recurringruns"):
+            raise Refused(400, "planted")
+        return answer(verb, path, query, body)
+
+    monkeypatch.setattr(kfp, "handle", without_new_ones)
+    changed = {**HOURLY, "parameters": {"policy": "nightly"}}
     result = CliRunner().invoke(app, ["schedule", "apply", write(tmp_path, changed)])
-    assert result.exit_code == 1
+    assert (result.exit_code, "planted" in result.stderr) == (1, True)
     assert enabled(kfp) == {"retraining": HOURLY["cron"]}
 
 
