@@ -225,7 +225,7 @@ def test_an_unknown_user_gets_a_flagged_answer(home: Path) -> None:
 def test_bad_requests_say_what_is_wrong(home: Path) -> None:
     asked = ("recommend", "--home", str(home), "--user")
     assert "onerec, onerec-frozen" in onerec(*asked, "u1", "--model", "two", code=2).stderr
-    assert "a user_id is empty" in onerec(*asked, "", code=1).stderr
+    assert "--user '' is empty" in onerec(*asked, "", code=2).stderr
     assert "no complete bundle '1'" in onerec("promote", "1", "--home", str(home), code=1).stderr
 
 
