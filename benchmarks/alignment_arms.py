@@ -25,7 +25,7 @@ from models.rewards.reward import RewardModel
 from models.training.align import AlignJob, told_of
 from models.training.alignment import AlignConfig
 from models.training.data import Batches, RunData
-from models.training.groups import Reward, pscore
+from models.training.groups import Reward, rewarded
 from models.training.judged import Judged
 from models.training.on_policy import Asked, Logged, Rollouts, align_on_rollouts
 from models.training.rollouts import InProcessSampler
@@ -191,7 +191,7 @@ def learned(lab: Lab, arm: Arm) -> Judging | None:
     if arm.reward == "none":
         return None
     if arm.reward == "pscore":
-        return lambda data, _: pscore(renewed(lab.reward(), lab, data), lab.catalogue)
+        return lambda data, _: rewarded(renewed(lab.reward(), lab, data), lab.catalogue)
     judge = replace(organic_stay(lab), timed=arm.reward == "stay")
 
     def judging(data: RunData, users: np.ndarray) -> Reward:

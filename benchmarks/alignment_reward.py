@@ -1,9 +1,8 @@
 """What roll-outs are rewarded with: predicted stay, in seconds.
 
-A view's play time, as a normal score among views of like duration, is predicted by a regression on the P-Score's
-``watch`` logit and on what the log itself tells of taste (``benchmarks.alignment_taste``); seconds are the mean of the
-duration bucket's play times over the regression's spread. Everything is learned from the log. Ours: V1 (arXiv
-2506.13695) rewards with the P-Score itself, which has no notion of seconds.
+The platform's predicted stay (``models.rewards.stay``) with more to go by: the regression also reads what the log
+itself tells of taste (``benchmarks.alignment_taste``). Everything is learned from the log. Ours: V1 (arXiv 2506.13695)
+rewards with the P-Score itself, which has no notion of seconds.
 
 Shapes: M logged views, B requests, G items of each, K numbers of the regression.
 """
@@ -13,23 +12,18 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.special import ndtr
 
 from benchmarks.alignment_taste import Taste, scores, taste_of
 from benchmarks.alignment_world import Lab
 from models.pathways import ContextTensors
-from models.rewards.duration import DurationConfig, duration_bucket
 from models.rewards.inputs import target_items
-from models.rewards.pscore import OBJECTIVES
-from models.rewards.reward import RewardModel
+from models.rewards.reward import WATCH, RewardModel
+from models.rewards.stay import PlayTimes
 from models.tokenizer.vocabulary import Catalogue
 from models.training.config import FitConfig
 from models.training.data import RunData
 from models.training.judged import Judged, predict
 
-LEVELS = np.linspace(0.005, 0.995, 100)
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
-WATCH = OBJECTIVES.index("watch")
 SHARPNESS = 1.6
 """The regression's slope is multiplied by this: logged views were chosen, so that the log shows too little of how much
 people differ. Chosen on a world (seed 100) that is not reported."""
@@ -50,8 +44,7 @@ class Stay:
     """[K] of the P-Score's logit and the columns of the taste."""
     shift: float
     spread: float
-    ratios: dict[int, np.ndarray]
-    """Quantiles (``LEVELS``) of play/duration by duration bucket."""
+    plays: PlayTimes
     timed: bool = True
     """Seconds; else the normal score itself, which knows no duration."""
 
@@ -63,28 +56,12 @@ class Stay:
             logits, _ = self.reward.pscore(context, target_items(rows, numbers, self.catalogue, context.mask.device))
         told = self.taste.features(self.users[requests], rows)
         score = self.shift + np.concatenate([logits[..., WATCH, None].cpu().numpy(), told], -1) @ self.slopes
-        value = self.seconds(score, self.catalogue.duration_ms[rows]) if self.timed else score
+        value = self.plays.seconds(score, self.spread, self.catalogue.duration_ms[rows]) if self.timed else score
         return np.where(items >= 0, value, np.nan)
 
     def asked_by(self, users: np.ndarray, taste: Taste) -> "Stay":
         """The same for the requests of other ``users``, whose taste is known from their own views."""
         return replace(self, users=users, taste=taste)
-
-    def seconds(self, score: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
-        """Expected play time of views with normal scores ``score``."""
-        bucket, ratio = nearest(duration_bucket(duration_ms, DurationConfig()), self.ratios), np.zeros(score.shape)
-        for each in np.unique(bucket):
-            own = bucket == each
-            for node, weight in zip(NODES, WEIGHTS / WEIGHTS.sum(), strict=True):
-                ratio[own] += weight * np.interp(ndtr(score[own] + self.spread * node), LEVELS, self.ratios[int(each)])
-        return ratio * duration_ms / 1000
-
-
-def nearest(bucket: np.ndarray, known: dict[int, np.ndarray]) -> np.ndarray:
-    """Each bucket, or the closest of the ``known`` ones."""
-    names = np.array(sorted(known))
-    found: np.ndarray = names[np.abs(bucket[..., None] - names).argmin(-1)]
-    return found
 
 
 @cache
@@ -106,13 +83,5 @@ def organic_stay(lab: Lab) -> Stay:
         # Sharper, and of the same mean.
         shift=float(weights[-1] + (1 - SHARPNESS) * (x[:, :-1] @ weights[:-1]).mean()),
         spread=float((y - x @ weights).std()),
-        ratios=ratios_of(data),
+        plays=PlayTimes.of(data.column("play_ms"), data.column("duration_ms")),
     )
-
-
-def ratios_of(data: RunData, fewest: int = 200) -> dict[int, np.ndarray]:
-    """Quantiles (``LEVELS``) of play/duration of every duration bucket that has ``fewest`` views."""
-    bucket = duration_bucket(data.column("duration_ms"), DurationConfig())
-    ratio = data.column("play_ms") / np.maximum(data.column("duration_ms"), 1)
-    common = [each for each in np.unique(bucket) if (bucket == each).sum() >= fewest]
-    return {int(each): np.quantile(ratio[bucket == each], LEVELS) for each in common}

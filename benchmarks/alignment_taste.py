@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.histories.windows import Limits
 from models.rewards.inputs import totals, totals_before
+from models.rewards.stay import normal_score
 from models.tokenizer.vocabulary import Catalogue
 from models.training.data import Contexts, RunData
 from models.training.stage import play_quantile
@@ -28,7 +28,6 @@ OF_MANY = 10.0
 RIDGE = 6.0
 """Views of one topic that a slope is shrunk by."""
 TOPICS = 24
-LEAST = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +56,7 @@ class Taste:
 def scores(data: RunData) -> np.ndarray:
     """float64 [N], the normal score of each view's play time among views of like duration."""
     quantile = play_quantile(data.column("play_ms"), data.column("duration_ms"))
-    found: np.ndarray = ndtri(np.clip(quantile, LEAST, 1 - LEAST))
-    return found
+    return normal_score(quantile)
 
 
 def taste_of(data: RunData, catalogue: Catalogue, items: np.ndarray | None = None) -> tuple[Taste, np.ndarray]:

@@ -22,6 +22,9 @@ from benchmarks.svg import Bar, bars
 from monitoring.experiment import bootstrap_mean
 
 PAGE = "results.md"
+RECIPE = "v2"
+SEEDLESS = ("popularity", "itemknn")
+"""Nothing in them is random."""
 MEANING = {
     "popularity": "the commonest items",
     "itemknn": "items taken by the same users",
@@ -135,6 +138,7 @@ def _about(study: Study) -> list[str]:
     f = study.facts
     if not f:
         return [""]
+    seeds = max(len(group.runs) for group in study.groups)
     date = f" from {f['since']}" if f["since"] else ""
     facts = (
         f"{f['protocol']}{date}: {f['users']:,} tests",
@@ -144,7 +148,7 @@ def _about(study: Study) -> list[str]:
         f"{f['unseen_tests']:,} tests ask for an item never learned from",
         f"times: {'yes' if f['timestamps'] else 'none'}",
     )
-    line = f"python -m benchmarks.quality --data path/to/{f['data']} --model v2 --seeds {f['seeds']}"
+    line = f"python -m benchmarks.quality --data path/to/{f['data']} --model {RECIPE} --seeds {seeds}"
     return ["", "; ".join(facts) + ".", "", *_code(line + (f" --since {f['since']}" if f["since"] else ""))]
 
 
@@ -156,7 +160,7 @@ def _accuracy(groups: Sequence[Group]) -> list[str]:
         cells = [f"**{_n(v)}**" if v == best[name] else _n(v) for name, v in zip(SHOWN, own, strict=True)]
         validation = "{} / {}".format(*(_n(_mean(group, "validation", name)) for name in MEASURES))
         first = group.runs[0]
-        sizes = f"{first['parameters'] / 1e6:.2f} M" if group.kind not in ("popularity", "itemknn") else ""
+        sizes = f"{first['parameters'] / 1e6:.2f} M" if group.kind not in SEEDLESS else ""
         seconds = max(float(run["seconds"]) for run in group.runs)
         rows.append(
             (
@@ -191,38 +195,30 @@ def _mean(group: Group, where: str, name: str) -> float:
     return float(np.mean([run[where][name] for run in group.runs]))
 
 
-def _pairs(groups: Sequence[Group]) -> list[tuple[Group, dict[str, Any]]]:
-    """Each model with the intervals of its gains over the rival's, on the seeds that both have."""
-    rival = next((group for group in groups if group.kind == RIVAL), None)
-    found = []
-    for group in groups:
-        if rival is None or group.kind == RIVAL:
-            continue
-        shared = {run["seed"] for run in group.runs} & {run["seed"] for run in rival.runs}
-        if shared:
-            mine, theirs = ([run for run in each.runs if run["seed"] in shared] for each in (group, rival))
-            found.append((group, {name: gaps(mine, theirs, name) for name in MEASURES} | {"seeds": len(shared)}))
-    return found
-
-
 def _differences(groups: Sequence[Group]) -> list[str]:
-    rows = [
-        (
-            f"{group.kind} - {RIVAL}",
-            found["seeds"],
-            *(f"{found[n].mean:+.4f} [{found[n].low:+.4f}, {found[n].high:+.4f}]" for n in MEASURES),
-        )
-        for group, found in _pairs(groups)
-    ]
-    return (
-        [
-            f"Against {RIVAL}, paired by user, 95 % bootstrap intervals:",
-            "",
-            *_table(("", "seeds", "R@10", "N@10"), rows),
-        ]
-        if rows
-        else []
-    )
+    """Every model over the rival, and the recipe over every model."""
+    by_kind = {group.kind: group for group in groups}
+    rows = []
+    for kind in by_kind:
+        pairs = [(kind, RIVAL)] if kind in (RECIPE, RIVAL) else [(kind, RIVAL), (RECIPE, kind)]
+        rows += [_difference(by_kind[a], by_kind[b]) for a, b in pairs if a != b and {a, b} <= set(by_kind)]
+    if not rows:
+        return []
+    head = ("", "seeds", "R@10", "N@10")
+    return ["Paired by user, 95 % bootstrap intervals, on the seeds that both have:", "", *_table(head, rows)]
+
+
+def _difference(mine: Group, theirs: Group) -> tuple[Any, ...]:
+    """A row of the table; one run of a model that has no seeds stands against every seed of the other."""
+    if mine.kind in SEEDLESS or theirs.kind in SEEDLESS:
+        count = max(len(mine.runs), len(theirs.runs))
+        ours, others = (each.runs * (count if len(each.runs) == 1 else 1) for each in (mine, theirs))
+    else:
+        shared = {run["seed"] for run in mine.runs} & {run["seed"] for run in theirs.runs}
+        ours, others = ([run for run in each.runs if run["seed"] in shared] for each in (mine, theirs))
+    found = [gaps(ours, others, name) for name in MEASURES]
+    cells = (f"{each.mean:+.4f} [{each.low:+.4f}, {each.high:+.4f}]" for each in found)
+    return (f"{mine.kind} - {theirs.kind}", len(ours), *cells)
 
 
 def _kinds(groups: Sequence[Group], kinds: np.ndarray | None) -> list[str]:
@@ -256,7 +252,7 @@ def _pictures(name: str, order: str, groups: Sequence[Group], output: Path) -> l
         for group in groups:
             found = bootstrap_mean(group.gains[measure], samples=1000)
             rows.append(
-                Bar(label=group.kind, value=found.mean, low=found.low, high=found.high, strong=group.kind == "v2")
+                Bar(label=group.kind, value=found.mean, low=found.low, high=found.high, strong=group.kind == RECIPE)
             )
         title = f"{name}, {order}: {measure} with 95 % intervals over users"
         lines.append(_picture(output, f"{name}-{order}-{measure.replace('@', '')}", title, rows))

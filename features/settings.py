@@ -7,7 +7,7 @@ The same code runs on one machine and in a cluster; only these values differ. On
 from functools import cache
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -55,7 +55,21 @@ class Settings(BaseSettings):
     """How many events the pathways keep: a name of ``features.histories.windows.LENGTHS``, or three numbers."""
 
 
+class BadSetting(ValueError):
+    """An environment variable has a value of the wrong kind; the message names it, ``hint`` says what to do."""
+
+    hint = "set the variable anew, or unset it for its default; then repeat the command"
+
+
 @cache
 def settings() -> Settings:
-    """The process-wide settings; call ``settings.cache_clear()`` after changing the environment."""
-    return Settings()
+    """The process-wide settings; call ``settings.cache_clear()`` after changing the environment.
+
+    Raises BadSetting.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [(f"ONEREC_{'_'.join(map(str, each['loc']))}".upper(), each) for each in error.errors()]
+        said = "; ".join(f"{name}={each['input']!r}: {each['msg']}" for name, each in wrong)
+        raise BadSetting(f"the environment has {said}") from error

@@ -1,10 +1,10 @@
 """The recipe of every preset: a model's size and its training; pipelines pass a name and overrides."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models.generator import GeneratorConfig
+from models.overrides import read_overrides
 from models.sizes import V1_SIZES, V2_SIZES, preset
 from models.tokenizer.tokenizer import TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
@@ -69,13 +69,7 @@ def recipe(name: str, overrides: str = "{}") -> Recipe:
     """
     size = preset(name, codes=2)
     chosen = published(name, size) if name in {*V1_SIZES, *V2_SIZES, "v2-moe-4b"} else machine(name, size)
-    try:
-        given: Any = json.loads(overrides)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"overrides {overrides!r} are not a JSON object ({error})") from error
-    if not isinstance(given, dict):
-        raise ValueError(f'overrides are {overrides!r}; expected a JSON object such as {{"pretrain.epochs": 2}}')
-    return _overridden(chosen, given)
+    return _overridden(chosen, read_overrides(overrides))
 
 
 def _overridden(chosen: Recipe, given: dict[str, Any]) -> Recipe:

@@ -40,13 +40,20 @@ class ServerArm:
     client: Client
     model: str
     beam_width: int
+    select: str = "model"
 
     def recommend(
         self, user_ids: Sequence[str], times_ms: Sequence[int], request_ids: Sequence[str], num_items: int
     ) -> list[Served]:
         """Asks the server over HTTP."""
         return self.client.recommend(
-            self.model, user_ids, times_ms, request_ids, num_items=num_items, beam_width=self.beam_width
+            self.model,
+            user_ids,
+            times_ms,
+            request_ids,
+            num_items=num_items,
+            beam_width=self.beam_width,
+            select=self.select,
         )
 
 

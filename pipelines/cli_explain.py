@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipelines.cli import HOME, Home, Json, app, check_user, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_folder, check_output, check_user, emit, err, fail, out
 from pipelines.cli_models import data_ms, newest_ms
 
 
@@ -23,9 +23,7 @@ def explain(
     beam_width: Annotated[int, typer.Option(help="Beams searched.", min=1, max=512)] = 64,
     exclude: Annotated[list[str] | None, typer.Option(help="Item not to show; may be repeated.")] = None,
     version: Annotated[str, typer.Option(help="A published version instead of the one in production.")] = "",
-    output: Annotated[
-        Path | None, typer.Option(help="File of the page; default: HOME/explain/USER.html.", dir_okay=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the page; default: HOME/explain/USER.html.")] = None,
     home: Home = HOME,
     json_: Json = False,
 ) -> None:
@@ -36,6 +34,10 @@ def explain(
     from pipelines import stack
 
     check_user(user)
+    if output:
+        check_output(output)
+    else:
+        check_folder(home, "--home")
     stack.activate(home, ["s3"])
     bundle = _bundle(home, version)
     time_ms = max(newest_ms(), data_ms(bundle.version))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_log, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_folder, check_log, emit, fail, out
 
 if TYPE_CHECKING:  # what takes seconds to import waits until the path was looked at
     from features.datasets import Published
@@ -41,6 +41,8 @@ def ingest(
     if statistic:
         fail(STATISTIC, "leave --statistic out; counters as of each day can be computed from the log itself", code=2)
     check_log(path, map_)
+    if not check:
+        check_folder(home, "--home")
 
     from features.datasets import open_log, read_map
     from pipelines.progress import Progress

@@ -1,5 +1,6 @@
 """`onerec compile`, `submit`: the pipelines as files for Kubeflow, and runs of them in a cluster."""
 
+import re
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli import Json, app, emit, err, fail, out
+from pipelines.cli import Json, app, check_folder, checked_parameters, emit, err, fail, out
 
 if TYPE_CHECKING:
     from pipelines.profiles import Profile
@@ -21,6 +22,8 @@ RayJob = Annotated[
 
 ConfigMap = Annotated[str | None, typer.Option(help="ConfigMap with the addresses, such as <release>-pipelines.")]
 Secret = Annotated[str | None, typer.Option(help="Secret with the credentials.")]
+
+NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @app.command("compile")
@@ -38,6 +41,10 @@ def compile_(
     from pipelines.compilation import compile_all, manifests
 
     chosen = chosen_profile(profile, gpus=gpus, rayjob=rayjob, config_map=config_map, secret=secret)
+    if not NAMESPACE.fullmatch(namespace):
+        said = f"--namespace {namespace!r} is no name; expected at most 63 lower-case letters, digits and dashes"
+        fail(said, "give the namespace KFP runs in, such as --namespace kubeflow", code=2)
+    check_folder(output, "--output")
     written = manifests(output, chosen, namespace) if gitops else compile_all(output, chosen)
     for path in written:
         out.print(f"wrote {path}")
@@ -105,4 +112,4 @@ def _arguments(pipeline: str, given: list[str]) -> dict[str, str]:
     unknown = [name for name, _, _ in pairs if name not in declared]
     if unknown:
         fail(f"pipeline {pipeline} has no {', '.join(unknown)}", f"it has {', '.join(declared)}", code=2)
-    return {name: value for name, _, value in pairs}
+    return checked_parameters({name: value for name, _, value in pairs}, "")

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_canary, check_log, check_policy, check_recipe, emit, fail, out
+from pipelines.cli import (
+    HOME,
+    Home,
+    Json,
+    app,
+    check_canary,
+    check_folder,
+    check_log,
+    check_policy,
+    check_recipe,
+    emit,
+    fail,
+    out,
+)
 
 if TYPE_CHECKING:
     from pipelines.result import LoopConfig
@@ -19,13 +32,16 @@ def loop(
     days: Annotated[int, typer.Option(help="Simulated days.", min=1)] = 4,
     data: Annotated[Path | None, typer.Option(help="Folder of real logs; default: the simulator.")] = None,
     users: Annotated[int, typer.Option(help="People who use the app.", min=6)] = 900,
-    drift_day: Annotated[int, typer.Option(help="Day on which tastes change.")] = 1,
+    drift_day: Annotated[int, typer.Option(help="Day on which tastes change.", min=0)] = 1,
     scenario: Annotated[str, typer.Option(help="What happens in the simulator: bots, outage, new-items, ...")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the world and of all training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the world and of all training.", min=0)] = 0,
     policy: Annotated[str, typer.Option(help="When to retrain: nightly, on_drift or JSON.")] = "nightly",
     canary: Annotated[
         str, typer.Option(help="Try each new model on a share of the users first: 0.5, or a JSON object.")
     ] = "",
+    select: Annotated[
+        str, typer.Option(help="What OneRec shows of its beam: the likeliest (model), or by reward or stay.")
+    ] = "model",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier loop left in HOME first.")] = False,
@@ -41,8 +57,10 @@ def loop(
     if data is not None:
         check_log(data, played=True)
     check_recipe("tiny", overrides)
+    _check_select(select)
     if scenario:
         drift_day = _check_scenario(scenario, data, drift_day)
+    check_folder(home, "--home")
 
     from pipelines.result import LoopConfig
 
@@ -55,6 +73,7 @@ def loop(
         seed=seed,
         policy=policy,
         canary=canary,
+        select=select,
         overrides=overrides,
         command=" ".join(["onerec", *sys.argv[1:]]),
     )
@@ -80,6 +99,16 @@ def _play(config: "LoopConfig", home: Path, output: Path, *, fresh: bool, keep: 
         return run_loop(config, output)
     with stack.running(home):
         return run_loop(config, output)
+
+
+def _check_select(select: str) -> None:
+    """Ends the command, code 2, unless the server knows this way to select."""
+    from models.serving.selection import check_select
+
+    try:
+        check_select(select, "beam")
+    except ValueError as error:
+        fail(str(error), "such as --select stay", code=2)
 
 
 def _check_scenario(name: str, data: Path | None, drift_day: int) -> int:

@@ -24,11 +24,12 @@ def prune(
     from features.storage import connect
     from pipelines import stack
 
-    stack.activate(home, ["s3"])
+    kept = settings().retention_days if days is None else days
     try:
-        config = RetentionConfig(retention_days=settings().retention_days if days is None else days)
+        config = RetentionConfig(retention_days=kept)
     except ValueError as error:
         fail(str(error), "nothing was deleted", code=2)
+    stack.activate(home, ["s3"])
     done = prune_storage(connect(), config, dry_run=dry_run)
     if json_:
         emit(done)

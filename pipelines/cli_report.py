@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import HOME, Home, Json, app, emit, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_folder, check_output, emit, fail, out
 
 
 @app.command()
@@ -28,6 +28,10 @@ def report(
         fail(f"--day {day!r} is not a day", "give it as ISO 8601, such as --day 2026-01-15", code=2)
     if given and not 1970 < given.year < 9999:  # plots reach back and a day ahead
         fail(f"--day {day} is in no log", "give a day of 1971 to 9998, such as --day 2026-01-15", code=2)
+    if output:
+        check_output(output)
+    else:
+        check_folder(home, "--home")
     stack.activate(home, ["s3"])
     storage = connect()
     try:

@@ -1,6 +1,5 @@
 """`onerec train`, `retrain`, `runs`: pipelines run on this machine, and what became of every run."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +9,25 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_canary, check_policy, check_recipe, checked_time, emit, fail, out
+from pipelines.cli import (
+    HOME,
+    Home,
+    Json,
+    app,
+    check_canary,
+    check_folder,
+    check_order,
+    check_policy,
+    check_recipe,
+    check_run_id,
+    checked_time,
+    emit,
+    fail,
+    out,
+)
 
 if TYPE_CHECKING:
     from features.runs import Run
-
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
 @app.command()
@@ -31,7 +43,9 @@ def train(
     """Runs the training pipeline on this machine: logs to a published model, from scratch."""
     chosen = _id(run_id, "train")
     since, until = checked_time(start, "--start"), checked_time(end, "--end")
+    check_order({"--start": since, "--end": until})
     check_recipe(preset, overrides)
+    check_folder(home, "--home")
     _activated(home)
     first, last = _window()
     arguments = {"start": since or first, "end": until or last, "preset": preset, "overrides": overrides}
@@ -62,6 +76,10 @@ def retrain(
     check_policy(policy)
     check_canary(canary)
     check_recipe(preset, overrides)
+    if context_days <= new_days:
+        said = f"--context-days {context_days} do not reach back beyond the {new_days} of --new-days"
+        fail(said, f"give more, such as --context-days {new_days + 20}", code=2)
+    check_folder(home, "--home")
     _activated(home)
     if read_alias(connect(), "production") is None:
         fail("nothing is in production to go on from", "train first: `onerec train`")
@@ -146,12 +164,10 @@ def _window() -> tuple[str, str]:
 
 
 def _id(given: str | None, kind: str) -> str:
-    """``given``, which names a folder and a log, or a new one; ends the command when it cannot be one."""
+    """``given``, or a new one; ends the command when it cannot be one."""
     if given is None:
         return f"{kind}-{datetime.now(UTC):%Y%m%d%H%M%S}"
-    if not RUN_ID.fullmatch(given):
-        said = f"--run-id {given!r} is no id of a run; expected letters, digits, dots, dashes and underscores"
-        fail(said, "leave it out for a new run; `onerec runs` shows the ids there are", code=2)
+    check_run_id(given)
     return given
 
 

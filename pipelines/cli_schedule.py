@@ -3,13 +3,16 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_folder, checked_parameters, emit, err, fail, out
 from pipelines.cli_kubeflow import chosen_profile
+
+if TYPE_CHECKING:
+    from pipelines.schedules import Schedule
 
 schedule = typer.Typer(help="What runs when: recurring runs of KFP, or this machine's own.", no_args_is_help=True)
 app.add_typer(schedule, name="schedule")
@@ -24,7 +27,7 @@ def apply_(
     json_: Json = False,
 ) -> None:
     """Makes the schedules what the file says: new ones start, changed ones are replaced, missing ones end."""
-    from pipelines.compilation import compile_one, parameters
+    from pipelines.compilation import compile_one
     from pipelines.kubeflow import Kubeflow
     from pipelines.schedules import BadSchedule, apply, keep, parse
 
@@ -35,14 +38,12 @@ def apply_(
         fail(f"{file} cannot be read: {why}", "give a schedule file; nothing was changed", code=2)
     except BadSchedule as error:
         fail(str(error), "nothing was changed", code=2)
-    for each in wanted.schedules:
-        if unknown := sorted(set(each.parameters) - set(parameters(each.pipeline))):
-            said = f"schedule {each.name!r}: pipeline {each.pipeline} has no {', '.join(unknown)}"
-            fail(said, f"it has {', '.join(parameters(each.pipeline))}; nothing was changed", code=2)
+    wanted = replace(wanted, schedules=tuple(_checked(each) for each in wanted.schedules))
     chosen = chosen_profile(wanted.profile, **wanted.objects)
     if _in_cluster():
         done = apply(Kubeflow.connect(), wanted, lambda name, path: compile_one(name, path, chosen))
     else:
+        check_folder(home, "--home")
         keep(home, wanted)
         done = [(each.name, "kept") for each in wanted.schedules]
     if json_:
@@ -52,6 +53,16 @@ def apply_(
         out.print(f"{name}: {what}")
     if not _in_cluster():
         err.print("`onerec schedule run` runs them on this machine; ONEREC_KFP_ENDPOINT would name a cluster")
+
+
+def _checked(wanted: "Schedule") -> "Schedule":
+    """The schedule, its times with a zone; ends the command, with code 2, at parameters no run of it could use."""
+    from pipelines.compilation import parameters
+
+    if unknown := sorted(set(wanted.parameters) - set(parameters(wanted.pipeline))):
+        said = f"schedule {wanted.name!r}: pipeline {wanted.pipeline} has no {', '.join(unknown)}"
+        fail(said, f"it has {', '.join(parameters(wanted.pipeline))}; nothing was changed", code=2)
+    return replace(wanted, parameters=checked_parameters(wanted.parameters, f"schedule {wanted.name!r}, "))
 
 
 @schedule.command("list")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pipelines import doctor as checks
 from pipelines import processes, stack
-from pipelines.cli import HOME, Home, Json, app, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, app, check_folder, emit, err, fail, out
 from pipelines.services import SERVICES
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def up(
 ) -> None:
     """Start the local services and wait until each is healthy. Harmless when they run: starts only what is dead."""
     ports = _ports(port or [])
+    check_folder(home, "--home")
     with err.status("starting the local services") as spinner:
 
         def progress(service: str, what: str) -> None:

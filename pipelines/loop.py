@@ -133,7 +133,7 @@ def _begin(loop: Loop) -> Assignment:
 
 
 def _served_by(loop: Loop, model: str) -> ServerArm:
-    return ServerArm(client=loop.client, model=model, beam_width=loop.config.beam_width)
+    return ServerArm(client=loop.client, model=model, beam_width=loop.config.beam_width, select=loop.config.select)
 
 
 def _route(loop: Loop) -> None:

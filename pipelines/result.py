@@ -43,6 +43,8 @@ class LoopConfig:
     """A scenario of the simulator; it brings its own days of change, and ``drift_day`` is when they are looked at."""
     num_items: int = 10
     beam_width: int = 64
+    select: str = "model"
+    """How both OneRec arms choose among what the beam found (``models.serving.selection``)."""
     context_days: int = 21
     policy: str = "nightly"
     canary: str = ""

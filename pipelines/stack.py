@@ -108,12 +108,27 @@ def with_needs(only: Collection[str], services: Mapping[str, Service] = SERVICES
     return [name for name in services if name in wanted]
 
 
-def _choose_ports(
-    known: Mapping[str, Entry], starting: Collection[str], fixed: dict[str, int], services: Mapping[str, Service]
-) -> dict[str, dict[str, int]]:
+def _check_fixed(
+    known: Mapping[str, Entry], starting: Collection[str], fixed: Mapping[str, int], services: Mapping[str, Service]
+) -> None:
+    """Raises StackError for a port that nobody would listen on: of a service that runs elsewhere, or is not started."""
     unknown = sorted(set(fixed) - set(services))
     if unknown:
         raise StackError(f"a port is given for the unknown service {', '.join(unknown)}")
+    for name in set(fixed) - set(starting):
+        address = known[name].address if name in known else ""
+        if address != f"{HOST}:{fixed[name]}":
+            what = f"it runs at {address} already" if address else "it is not among those to start"
+            raise StackError(
+                f"port {fixed[name]} is given for {name}, but {what}",
+                f"`onerec down --only {name}` stops it first" if address else f"leave it out, or name {name} in --only",
+            )
+
+
+def _choose_ports(
+    known: Mapping[str, Entry], starting: Collection[str], fixed: dict[str, int], services: Mapping[str, Service]
+) -> dict[str, dict[str, int]]:
+    _check_fixed(known, starting, fixed, services)
     chosen = {name: entry.ports for name, entry in known.items()}
     fresh = processes.free_ports(sum(len(services[name].ports) for name in starting))
     taken = {port for name, entry in known.items() if name not in starting for port in entry.ports.values()}
@@ -144,7 +159,7 @@ def _start(
     progress: Progress,
     services: Mapping[str, Service],
 ) -> None:
-    """Starts each service as soon as those it needs are healthy, until all ``wanted`` are."""
+    """Starts each service as soon as those it needs are healthy, until all ``wanted`` are, and are at the end still."""
     waiting, ready = list(wanted), set[str]()
     begun: dict[str, float] = {}
     while waiting:
@@ -166,6 +181,19 @@ def _start(
                 progress(name, f"healthy at {known[name].address}" + (took if name in starting else ", was up"))
             else:
                 _check_start(known[name], service, time.monotonic() - begun[name])
+        time.sleep(0.05)
+    _look_again(site, {name: known[name] for name in wanted}, services)
+
+
+def _look_again(site: Site, started: Mapping[str, Entry], services: Mapping[str, Service]) -> None:
+    """Returns when all ``started`` are healthy at one look: the first may have died while the last was waited for."""
+    began = time.monotonic()
+    while unwell := [
+        name for name, entry in started.items() if not entry.recorded.process() or not services[name].healthy(site)
+    ]:
+        for name in unwell:
+            waited = time.monotonic() - began
+            _check_start(started[name], services[name], waited, ended="was healthy, then ended")
         time.sleep(0.05)
 
 
@@ -201,11 +229,11 @@ def _launch(site: Site, service: Service) -> Entry:
     )
 
 
-def _check_start(entry: Entry, service: Service, waited: float) -> None:
+def _check_start(entry: Entry, service: Service, waited: float, ended: str = "ended while starting") -> None:
     alive = entry.recorded.process()
     if alive and waited < service.patience:
         return
-    what = f"does not answer on {entry.address} after {waited:.0f} s" if alive else "ended while starting"
+    what = f"does not answer on {entry.address} after {waited:.0f} s" if alive else ended
     last = "\n".join(f"  | {line}" for line in processes.tail(Path(entry.log), 12)) or "  | (nothing)"
     raise StackError(
         f"{service.name} {what}; the end of {entry.log}:\n{last}",

@@ -73,11 +73,16 @@ def header(path: Path, required: tuple[str, ...] = ()) -> list[str]:
     if path.suffix == ".parquet":
         try:
             names = pq.read_schema(path).names
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is not a Parquet file: {error}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise ValueError(f"{path} is not a Parquet file: {said}") from error
     else:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            names = next(csv.reader(file), [])
+        try:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+                names = next(csv.reader(file), [])
+        except (OSError, csv.Error) as error:
+            why = error.strerror if isinstance(error, OSError) else f"its first line is no header: {error}"
+            raise ValueError(f"{path} cannot be read: {why}; give a CSV file that this user can read") from error
     missing = [name for name in required if name not in names]
     if missing:
         plural = "s" if len(missing) > 1 else ""

@@ -1,4 +1,4 @@
-"""How good a reward model is: AUC with a bootstrap interval over users, and how honest its probabilities are.
+"""How good a reward model is: AUC with a bootstrap interval over users, how honest its probabilities and seconds are.
 
 Platt's calibration (``sigmoid(scale * logit + shift)``) keeps the order, so AUCs stay as they are. Left out: isotonic
 calibration, which needs more positives than rare flags have.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from scipy.stats import spearmanr
 
 RESAMPLES = 400
 FEWEST = 10
@@ -74,6 +75,15 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     groups = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(probabilities)))
     gaps = [len(rows) * abs(float(probabilities[rows].mean() - labels[rows].mean())) for rows in groups]
     return sum(gaps) / len(probabilities)
+
+
+def stay_agreement(predicted_s: np.ndarray, played_s: np.ndarray) -> dict[str, float]:
+    """Of predicted and true seconds of views [M]: Spearman's ``rho`` (NaN when either is constant) and both means."""
+    if not len(played_s):
+        return {"rho": np.nan, "predicted_s": np.nan, "played_s": np.nan}
+    varied = np.ptp(predicted_s) > 0 and np.ptp(played_s) > 0
+    rho = float(spearmanr(predicted_s, played_s).statistic) if varied else np.nan
+    return {"rho": rho, "predicted_s": float(predicted_s.mean()), "played_s": float(played_s.mean())}
 
 
 def probability(logits: np.ndarray, scale: float, shift: float) -> np.ndarray:

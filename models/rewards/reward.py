@@ -1,4 +1,4 @@
-"""The reward model as a bundle carries it: P-Score, if trained the session reward, and every item's record.
+"""The reward model as a bundle carries it: P-Score, predicted stay, if trained the session reward, and item records.
 
 ``reward.safetensors`` holds the tensors; its header says the sizes and which catalogue's semantic IDs it was trained
 on. A reward model of other SIDs would read every item as another one, so it is refused. Items appended since are judged
@@ -22,11 +22,13 @@ from torch import Tensor
 from models.pathways import ContextTensors
 from models.rewards.base import BaseConfig
 from models.rewards.inputs import NUMBERS, RECORD, item_numbers, target_items
-from models.rewards.pscore import Judgement, PScore
+from models.rewards.pscore import OBJECTIVES, Judgement, PScore
 from models.rewards.session import SessionReward
+from models.rewards.stay import Stay
 from models.tokenizer.vocabulary import Catalogue
 
 REWARD = "reward.safetensors"
+WATCH = OBJECTIVES.index("watch")
 
 
 class RewardMismatch(ValueError):
@@ -38,6 +40,8 @@ class RewardModel:
     """A trained reward model, ready to judge items of its catalogue."""
 
     pscore: PScore
+    stay: Stay | None
+    """None in one that was trained before there was any."""
     session: SessionReward | None
     numbers: np.ndarray
     """float32 [n, K], ``item_numbers`` of every item."""
@@ -49,6 +53,19 @@ class RewardModel:
         """What users will do with the catalogue's items in ``rows_BT`` (int, -1 = padding, judged as nothing)."""
         numbers = self._numbers(rows_BT, catalogue)
         return self.pscore.judge(context, target_items(rows_BT, numbers, catalogue, context.mask.device))
+
+    @torch.no_grad()
+    def seconds(self, context: ContextTensors, rows_BT: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+        """float64 [B, T], for how long users will watch the items in ``rows_BT``; -1 = padding, of no meaning.
+
+        Raises ValueError when predicted stay was not trained.
+        """
+        if self.stay is None:
+            raise ValueError("this bundle's reward model knows no seconds; train it again")
+        numbers = self._numbers(rows_BT, catalogue)
+        logits, _ = self.pscore(context, target_items(rows_BT, numbers, catalogue, context.mask.device))
+        watch = logits[..., WATCH].double().cpu().numpy()
+        return self.stay.seconds(watch, catalogue.duration_ms[np.maximum(rows_BT, 0)])
 
     def judge_sessions(self, context: ContextTensors, rows_BT: np.ndarray, catalogue: Catalogue) -> Tensor:
         """``R(u, S)`` [B] of whole lists, -1 = padding; raises ValueError when no session reward was trained."""
@@ -100,6 +117,8 @@ def save_reward(path: Path, reward: RewardModel) -> None:
     if reward.session is not None:
         tensors |= {f"session.{name}": value for name, value in reward.session.state_dict().items()}
     tensors["numbers"] = torch.from_numpy(reward.numbers)
+    if reward.stay is not None:
+        tensors |= {f"stay.{name}": torch.from_numpy(value) for name, value in reward.stay.arrays().items()}
     about = {"config": asdict(reward.pscore.config), "sids": reward.sids, "metrics": reward.metrics}
     about["numbers"] = list(NUMBERS)
     metadata = {"reward": json.dumps(about, sort_keys=True)}
@@ -112,7 +131,7 @@ def load_reward(path: Path, catalogue: Catalogue, device: str = "cpu") -> Reward
         about: dict[str, Any] = json.loads((file.metadata() or {}).get("reward", "null")) or {}
     if about.get("numbers") != list(NUMBERS):
         raise RewardMismatch(f"{path} is no reward model of this version of the code; train it again")
-    parts: dict[str, dict[str, Tensor]] = {"pscore": {}, "session": {}}
+    parts: dict[str, dict[str, Tensor]] = {"pscore": {}, "session": {}, "stay": {}}
     tensors = load_file(path)
     numbers = tensors.pop("numbers").numpy()
     for key, value in tensors.items():
@@ -125,6 +144,13 @@ def load_reward(path: Path, catalogue: Catalogue, device: str = "cpu") -> Reward
         session.load_state_dict(parts["session"])
     for each in (pscore, session) if session is not None else (pscore,):
         each.eval().requires_grad_(False)
-    found = RewardModel(pscore=pscore, session=session, numbers=numbers, sids=about["sids"], metrics=about["metrics"])
+    found = RewardModel(
+        pscore=pscore,
+        stay=Stay.restored({name: value.numpy() for name, value in parts["stay"].items()}) if parts["stay"] else None,
+        session=session,
+        numbers=numbers,
+        sids=about["sids"],
+        metrics=about["metrics"],
+    )
     found.check(catalogue)
     return found.to(device)

@@ -1,8 +1,8 @@
 """What may be asked and what is answered, whatever the wire (``models.serving.forms``) and the process.
 
-A request for B users has parameters num_items, beam_width, mode (beam | sample | session), select (model | reward),
-temperature, seed, exclude_seen, num_samples, constrained, timeout_ms; everything is checked here or in ``tensors``,
-with an error that says what was given and what is expected.
+A request for B users has parameters num_items, beam_width, mode (beam | sample | session), select (model | reward |
+stay), temperature, seed, exclude_seen, num_samples, constrained, timeout_ms; everything is checked here or in
+``tensors``, with an error that says what was given and what is expected.
 """
 
 import math
@@ -34,8 +34,8 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "mode": ("string", f"one of {', '.join(MODES)}; default {MODES[0]}"),
     "select": (
         "string",
-        f"one of {', '.join(SELECTIONS)}: among what the beam found, the likeliest items or those of highest P-Score; "
-        f"default {SELECTIONS[0]}",
+        f"one of {', '.join(SELECTIONS)}: among what the beam found, the likeliest items, those of highest P-Score or "
+        f"those predicted to be watched longest; default {SELECTIONS[0]}",
     ),
     "temperature": ("number", "of mode sample, 0.01 to 100; default 1; a string in gRPC"),
     "seed": ("integer", "of mode sample, from 0"),

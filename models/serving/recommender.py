@@ -29,7 +29,7 @@ from models.decoding.session import session_search
 from models.generator import ContextKV
 from models.onerec_session import OneRecSession
 from models.pathways import PATHWAYS, to_tensors
-from models.serving.selection import NO_REWARD, check_select, order_by_reward
+from models.serving.selection import NO_REWARD, can_select, check_select, order_by_reward
 
 MAX_CHUNK = 32
 """Requests per run of the model."""
@@ -112,13 +112,14 @@ class Recommender:
         lists, which are no longer than the model's sessions, in the model's order. ``num_samples`` (mode "sample")
         asks for that many independent draws instead, repeats kept, each with its likeliest item: the roll-outs of
         reinforcement learning; not ``constrained`` they may name no item (""). ``select`` "reward" (mode "beam") takes
-        the items of highest P-Score among all that the beam found, if the bundle has a reward model (see ``flags``).
+        the items of highest P-Score among all that the beam found, "stay" those predicted to be watched longest, if the
+        bundle's reward model can tell (see ``flags``).
         ``exclude`` holds item ids per request; ``exclude_seen`` adds those in the context. Raises ValueError for a
         mode that is unknown or not this model's, or lengths that differ, and Unwanted as soon as ``wanted`` says no.
         """
         self.check_mode(mode)
         check_select(select, mode)
-        by_reward = select == "reward" and self.bundle.reward is not None
+        judged = select != "model" and can_select(self.bundle, select)
         exclude = exclude if exclude is not None else [()] * len(context)
         if len(exclude) != len(context):
             raise ValueError(f"exclude has {len(exclude)} rows for {len(context)} requests")
@@ -137,15 +138,16 @@ class Recommender:
             showable[request, item] = False
             if num_samples:
                 found += self._drawn(beams, showable)
-            elif by_reward:
-                found += self._best_judged(part, self._expand(beams, showable, max(num_items, width), mode), num_items)
+            elif judged:
+                candidates = self._expand(beams, showable, max(num_items, width), mode)
+                found += self._best_judged(part, candidates, num_items, select)
             else:
                 found += self._expand(beams, showable, num_items, mode)
         return found
 
     def flags(self, select: str) -> list[str]:
         """What answers selected so have to say: that the bundle had no reward model to select by."""
-        return [NO_REWARD] if select == "reward" and self.bundle.reward is None else []
+        return [] if can_select(self.bundle, select) else [NO_REWARD]
 
     def check_mode(self, mode: str) -> None:
         """Raises ValueError for an unknown mode, or sessions from a model that generates single items."""
@@ -240,9 +242,11 @@ class Recommender:
             return graphs(kv, width, allowed) if graphs else beam_search(model, kv, trie, width, allowed)
         return sample(model, kv, trie, width, draw=Draw(temperature=temperature), generator=generator, allowed=allowed)
 
-    def _best_judged(self, context: Context, found: list[Recommendation], num_items: int) -> list[Recommendation]:
+    def _best_judged(
+        self, context: Context, found: list[Recommendation], num_items: int, select: str
+    ) -> list[Recommendation]:
         """The ``num_items`` of each request's candidates that the reward model judges best, in that order."""
-        orders = order_by_reward(self.bundle, context, [answer.item_ids for answer in found])
+        orders = order_by_reward(self.bundle, context, [answer.item_ids for answer in found], select)
         return [answer.take(order[:num_items]) for answer, order in zip(found, orders, strict=True)]
 
     def _drawn(self, beams: Beams, showable: np.ndarray) -> list[Recommendation]:

@@ -29,7 +29,7 @@ from models.tokenizer.vocabulary import Catalogue
 from models.training import checkpoint
 from models.training.alignment import AlignConfig
 from models.training.data import OWN, Contexts, RunData, hashed
-from models.training.groups import pscore
+from models.training.groups import rewarded
 from models.training.loop import Loss, fit
 from models.training.on_policy import Alignment, Asked, Logged, Rollouts, Step
 from models.training.parallel import shards
@@ -155,7 +155,7 @@ def _rollouts(shop: Workshop[AlignConfig], job: AlignJob) -> Iterator[Rollouts |
     with closing(_sampler(shop, job.config)) as sampler:
         yield Rollouts(
             asked=Asked(count=len(chosen), of=lambda numbers: shop.contexts.of(chosen[numbers])),
-            reward=pscore(reward, shop.catalogue),
+            reward=rewarded(reward, shop.catalogue, job.config.worth),
             sampler=sampler,
             catalogue=shop.catalogue,
             items=shop.catalogue.to_tables()[1],

@@ -6,7 +6,7 @@ reward model judges (V1 2.4), or from both. The loop is in ``models.training.on_
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from models.objectives.grpo import ClipConfig
 from models.rewards.industrial import Rule, parse_rules
@@ -16,6 +16,7 @@ from models.training.stage import StageConfig
 PREFERENCES = ("dpo", "s-dpo")
 OBJECTIVES = ("rsft", "gbpo", "grpo", "ecpo", *PREFERENCES)
 SIGNALS = ("exposures", "rollouts", "hybrid")
+Worth = Literal["pscore", "stay"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class AlignConfig(StageConfig):
     own_share: float | None = None
     """Share of our own (source onerec) among the exposures that the policy learns from; the surplus of the others, or
     of ours, is left out at random. None takes them as they come."""
+    worth: Worth = "pscore"
+    """What a roll-out is worth: its P-Score (V1), or the seconds that it is predicted to be watched for (ours)."""
     model_share: float = 0.5
     """Of the hybrid signal: how much the judged roll-outs count, beside the feedback."""
     users_share: float = 0.01
@@ -90,6 +93,8 @@ class AlignConfig(StageConfig):
 
     def _check_choice(self) -> None:
         known = self.objective in OBJECTIVES and self.signal in SIGNALS
+        if self.worth not in get_args(Worth):
+            raise ValueError(f"worth is {self.worth!r}; expected one of {', '.join(get_args(Worth))}")
         if not known or self.format not in ("none", "random", "top") or self.search not in ("sample", "beam"):
             raise ValueError(
                 f"objective {self.objective!r} must be one of {', '.join(OBJECTIVES)}, signal {self.signal!r} one of "

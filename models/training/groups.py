@@ -2,7 +2,8 @@
 
 OneRec V1 (arXiv 2506.13695) 2.4: the P-Score of what was generated is normalised inside the group of one user; some of
 the samples are judged by format instead. A draw that names no item has no reward and takes no part; a group whose
-rewards are equal teaches nothing. Left out: rewards of whole lists.
+rewards are equal teaches nothing. Ours: predicted stay may stand in for the P-Score, which knows no seconds. Left out:
+rewards of whole lists.
 
 Shapes: B requests, G samples of each, R rules, n items.
 """
@@ -21,7 +22,7 @@ from models.rewards.format import chosen, format_advantage
 from models.rewards.industrial import Rule, industrial_reward, kinds, shares
 from models.rewards.reward import RewardModel
 from models.tokenizer.vocabulary import Catalogue
-from models.training.alignment import AlignConfig
+from models.training.alignment import AlignConfig, Worth
 from models.training.rollouts import Samples
 
 MEMORY = 0.9
@@ -38,12 +39,20 @@ class Reward(Protocol):
         """
 
 
-def pscore(reward: RewardModel, catalogue: Catalogue) -> Reward:
-    """The P-Score of a bundle's reward model; raises RewardMismatch when it is another catalogue's."""
+def rewarded(reward: RewardModel, catalogue: Catalogue, by: Worth = "pscore") -> Reward:
+    """The P-Score of a bundle's reward model, or its predicted stay in seconds.
+
+    Raises RewardMismatch when it is another catalogue's, ValueError when it knows no seconds and is asked for them.
+    """
     reward.check(catalogue)
+    if by == "stay" and reward.stay is None:
+        raise ValueError("align.worth is 'stay', but this reward model knows no seconds; train it again")
 
     def judge(context: ContextTensors, items: np.ndarray, requests: np.ndarray) -> np.ndarray:
-        found = reward.judge(context, items, catalogue).p.cpu().numpy()
+        if by == "stay":
+            found = reward.seconds(context, items, catalogue)
+        else:
+            found = reward.judge(context, items, catalogue).p.cpu().numpy()
         return np.where(items >= 0, found, np.nan)
 
     return judge

@@ -20,6 +20,7 @@ from models.pathways import ContextTensors, to_tensors
 from models.rewards.inputs import TargetItems, item_numbers, target_items, totals, totals_before
 from models.rewards.measures import Auc, auc_interval, calibration_error, platt, probability
 from models.rewards.pscore import OBJECTIVES, PScore
+from models.rewards.stay import PlayTimes
 from models.tokenizer.vocabulary import Catalogue
 from models.training.config import FitConfig
 from models.training.data import Batch, Batches, Contexts, RunData
@@ -64,6 +65,11 @@ class Judged:
         """float32 [items, K], of every item by all that may be learned from."""
         counts = totals(np.where(self.train, self.rows, -1), self.labels, len(self.catalogue))
         return item_numbers(counts, self.catalogue.duration_ms, self.rates)
+
+    def play_times(self) -> PlayTimes:
+        """How views are watched, by all that may be learned from."""
+        play, duration = (self.data.column(name)[self.train] for name in ("play_ms", "duration_ms"))
+        return PlayTimes.of(play, duration)
 
     def newest(self, rows: int) -> np.ndarray:
         """bool [N], the newest ``rows`` exposures that may be learned from."""

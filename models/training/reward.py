@@ -1,4 +1,4 @@
-"""Trains the bundle's reward model on logged exposures: P-Score, and a session reward for models of sessions.
+"""Trains the bundle's reward model on logged exposures: P-Score, predicted stay, a session reward for session models.
 
 OneRec V1 (arXiv 2506.13695) 2.4.1 and O1 (2502.18965) 2.4; the models are in models.rewards. Same pattern as the other
 stages: the outcome lies in an output folder with the fingerprint of what it was made from; a killed training goes on
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from models.rewards.base import BaseConfig
 from models.rewards.fusion import by_information
-from models.rewards.measures import auc_interval
+from models.rewards.measures import auc_interval, stay_agreement
 from models.rewards.pscore import OBJECTIVES, PScore, fused_loss, tower_loss
-from models.rewards.reward import REWARD, RewardModel, save_reward, sids_digest
+from models.rewards.reward import REWARD, WATCH, RewardModel, save_reward, sids_digest
 from models.rewards.session import SESSION_OBJECTIVES, SessionReward, session_labels, session_loss
+from models.rewards.stay import Stay
 from models.tokenizer.vocabulary import Catalogue
 from models.training import checkpoint
 from models.training.config import FitConfig
@@ -135,14 +136,19 @@ def train(job: RewardJob) -> dict[str, Any]:
     known = predict(pscore, judged, judged.newest(FUSION_ROWS), job.config)
     device = pscore.bias.device
     pscore.fuse = refit(pscore.fuse, known, fusion_weights(job.config, judged.rates)).to(device)
-    measured, constants = measure(predict(pscore, judged, held, job.config), job.config.gate)
+    unseen = predict(pscore, judged, held, job.config)
+    measured, constants = measure(unseen, job.config.gate)
     pscore.calibrate(*constants)
+    stay = Stay.fit(known.logits[:, WATCH], known.labels[:, WATCH], judged.play_times())
+    play_ms, duration_ms = (data.column(name)[unseen.rows] for name in ("play_ms", "duration_ms"))
+    told = stay.seconds(unseen.logits[:, WATCH], duration_ms)
+    measured["reward/stay"] = finite(stay_agreement(told, play_ms / 1000))
     session = None
     if job.config.sessions:
         session, metrics["session"] = fit_session(judged, job.config, job.output / "session", job.fingerprint())
     metrics = rounded({**metrics, **measured})
     if rank() == 0:
-        reward = assembled(judged, pscore, session, measured)
+        reward = assembled(judged, pscore, stay, session, measured)
         save_reward(job.output / REWARD, reward)
         checkpoint.write_json(job.output / checkpoint.CONFIG, {"training": job.fingerprint()})
         checkpoint.write_json(job.output / checkpoint.METRICS, metrics)
@@ -151,10 +157,13 @@ def train(job: RewardJob) -> dict[str, Any]:
     return metrics
 
 
-def assembled(judged: Judged, pscore: PScore, session: SessionReward | None, metrics: Mapping[str, Any]) -> RewardModel:
+def assembled(
+    judged: Judged, pscore: PScore, stay: Stay, session: SessionReward | None, metrics: Mapping[str, Any]
+) -> RewardModel:
     """The parts as a bundle carries them."""
     return RewardModel(
         pscore=pscore.eval().requires_grad_(False),
+        stay=stay,
         session=None if session is None else session.eval().requires_grad_(False),
         numbers=judged.numbers_now(),
         sids=sids_digest(judged.catalogue, len(judged.catalogue)),

@@ -17,6 +17,7 @@ from models.rewards.base import BaseConfig
 from models.rewards.inputs import NUMBERS
 from models.rewards.pscore import PScore
 from models.rewards.reward import RewardModel, sids_digest
+from models.rewards.stay import PlayTimes, Stay
 from models.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from models.tokenizer.vocabulary import Catalogue
 
@@ -87,9 +88,12 @@ def random_reward() -> Callable[[Catalogue], RewardModel]:
 
     def make(catalogue: Catalogue) -> RewardModel:
         torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        plays = PlayTimes.of(rng.uniform(0, 60_000, 2000), rng.uniform(1_000, 300_000, 2000))
         sizes = BaseConfig(levels=catalogue.levels, codes=catalogue.codes, embed=4, d_model=16, heads=2, tower=4)
         return RewardModel(
             pscore=PScore(sizes).eval().requires_grad_(False),
+            stay=Stay(plays=plays, slope=1.0, shift=0.0, spread=0.5),
             session=None,
             numbers=np.random.default_rng(0).normal(size=(len(catalogue), len(NUMBERS))).astype(np.float32),
             sids=sids_digest(catalogue, len(catalogue)),

@@ -15,6 +15,8 @@ from models.serving.protocol import checked_parameters
 from models.serving.recommender import Recommender
 from models.serving.selection import order_by_reward
 
+SELECTED = ("reward", "stay")
+
 
 @pytest.fixture(scope="module")
 def bundle(
@@ -24,20 +26,23 @@ def bundle(
     return replace(plain, reward=random_reward(plain.catalogue))
 
 
-def test_candidates_come_in_order_of_their_score(bundle: Bundle) -> None:
+@pytest.mark.parametrize("select", SELECTED)
+def test_candidates_come_in_order_of_their_worth(bundle: Bundle, select: str) -> None:
     context = cold_context(3, bundle.limits)
     ids = bundle.catalogue.item_ids
     candidates = [ids[:9], ids[20:24], []]
-    found = order_by_reward(bundle, context, candidates)
+    found = order_by_reward(bundle, context, candidates, select)
     assert [sorted(order) for order in found] == [list(range(9)), list(range(4)), []]
     assert bundle.reward is not None
     for request, (order, items) in enumerate(zip(found, candidates, strict=True)):
         if items:
             rows = bundle.catalogue.rows(items)[None]
             tensors = to_tensors(context.take(slice(request, request + 1)), bundle.catalogue)
-            p = bundle.reward.judge(tensors, rows, bundle.catalogue).p[0].numpy()
-            assert (np.diff(p[order]) <= 1e-6).all()
-            assert len(np.unique(p)) > 1
+            judged = bundle.reward.judge(tensors, rows, bundle.catalogue)
+            told = {"reward": judged.p.numpy(), "stay": bundle.reward.seconds(tensors, rows, bundle.catalogue)}
+            worth = told[select][0]
+            assert (np.diff(worth[order]) <= 1e-6 * worth.max()).all()
+            assert len(np.unique(worth)) > 1
 
 
 def test_nothing_to_order_is_no_error_and_no_reward_model_is(bundle: Bundle) -> None:
@@ -59,16 +64,21 @@ def test_a_server_selects_when_asked_and_says_when_it_could_not(
     rewarded = Recommender(replace(tiny_bundle, reward=random_reward(tiny_bundle.catalogue)))
     able = caller(predictor(rewarded), store)
     by_model, _ = answers(able, beam_width=64)
-    by_reward, flags = answers(able, beam_width=64, select="reward")
-    assert len(by_model) == len(by_reward) == 4
-    assert by_model != by_reward
-    assert "no_reward_model" not in flags
-    plain, flags = answers(caller(predictor(Recommender(tiny_bundle)), store), beam_width=64, select="reward")
-    assert plain == by_model
-    assert "no_reward_model" in flags
+    served = {select: answers(able, beam_width=64, select=select) for select in SELECTED}
+    assert len({tuple(by_model), *(tuple(items) for items, _ in served.values())}) == 3
+    assert all(len(items) == 4 and "no_reward_model" not in flags for items, flags in served.values())
+    older = replace(random_reward(tiny_bundle.catalogue), stay=None)
+    for reward, select in ((None, "reward"), (None, "stay"), (older, "stay")):
+        unable = caller(predictor(Recommender(replace(tiny_bundle, reward=reward))), store)
+        plain, flags = answers(unable, beam_width=64, select=select)
+        assert plain == by_model
+        assert "no_reward_model" in flags
 
 
-@pytest.mark.parametrize("wrong", [{"select": "luck"}, {"select": 3}, {"select": "reward", "mode": "sample"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"select": "luck"}, {"select": 3}, {"select": "reward", "mode": "sample"}, {"select": "stay", "mode": "session"}],
+)
 def test_a_wrong_selection_is_the_callers_mistake(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="parameter select is"):
         checked_parameters(wrong)

@@ -181,18 +181,18 @@ def test_a_killed_alignment_goes_on_exactly_where_weights_were_pushed(
     log, pretrained, reward, tmp_path, monkeypatch
 ) -> None:
     align(log.folder, log.catalogue, ROLLED, tmp_path / "whole", init=pretrained, reward=reward)
-    judge, calls = groups.pscore, []
+    judge, calls = groups.rewarded, []
 
-    def dying(model, catalogue):
+    def dying(*given):
         def judged(*arguments):
             calls.append(1)
             if len(calls) == 4:
                 raise KeyboardInterrupt
-            return judge(model, catalogue)(*arguments)
+            return judge(*given)(*arguments)
 
         return judged
 
-    monkeypatch.setattr("models.training.align.pscore", dying)
+    monkeypatch.setattr("models.training.align.rewarded", dying)
     with pytest.raises(KeyboardInterrupt):
         align(log.folder, log.catalogue, ROLLED, tmp_path / "cut", init=pretrained, reward=reward)
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()

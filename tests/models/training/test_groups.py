@@ -1,11 +1,19 @@
-"""Which samples of a judged group are learned from."""
+"""What roll-outs are worth, and which of a judged group are learned from."""
+
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.groups import Judged
+from features.histories.context import cold_context
+from models.bundle import Bundle
+from models.pathways import to_tensors
+from models.training.alignment import Worth
+from models.training.groups import Judged, rewarded
 from models.training.rollouts import Samples
 
 GROUP = 12
@@ -45,3 +53,17 @@ def test_extremes_are_the_best_and_the_worst(seed: int, count: int, missing: flo
         assert torch.equal(kept.tokens[row], tokens[row][chosen[row]])
         assert (kept.items[row] == tokens[row, :, 0].numpy()[chosen[row]]).all()
         assert torch.equal(left.mask[row], mask[row][chosen[row]])
+
+
+def test_a_roll_out_is_worth_what_is_configured(write_bundle, random_reward, tmp_path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path))
+    reward, items = random_reward(bundle.catalogue), np.array([[3, -1, 7], [0, 1, -1]])
+    context, none = to_tensors(cold_context(2, bundle.limits), bundle.catalogue), np.zeros(2, int)
+    score, seconds = (rewarded(reward, bundle.catalogue, by)(context, items, none) for by in get_args(Worth))
+    there = items >= 0
+    np.testing.assert_allclose(score[there], reward.judge(context, items, bundle.catalogue).p.numpy()[there])
+    np.testing.assert_allclose(seconds[there], reward.seconds(context, items, bundle.catalogue)[there])
+    assert np.isnan(score[~there]).all()
+    assert np.isnan(seconds[~there]).all()
+    with pytest.raises(ValueError, match="knows no seconds"):
+        rewarded(replace(reward, stay=None), bundle.catalogue, "stay")

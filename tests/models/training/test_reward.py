@@ -45,6 +45,9 @@ def test_it_learns_who_likes_what_and_says_how_well(trained) -> None:
     assert metrics["reward/auc"]["like"]["positives"] == 0
     assert metrics["reward/fused_auc"]["long_view"] > 0.7
     assert metrics["reward/calibration_error"]["long_view"] < 0.2
+    stay = metrics["reward/stay"]
+    assert stay["rho"] > 0.3
+    assert 0.7 < stay["predicted_s"] / stay["played_s"] < 1.4
     assert set(metrics["session"]["auc"]) == {"swt", "vtr", "wtr", "ltr"}
 
 
@@ -64,6 +67,14 @@ def test_the_saved_model_judges_as_the_trained_one(log, trained, judged, tmp_pat
     save_reward(tmp_path / REWARD, reward)
     again = load_reward(tmp_path / REWARD, log.catalogue).judge(example.context, rows, log.catalogue)
     assert torch.equal(found.p, again.p)
+    loaded = load_reward(tmp_path / REWARD, log.catalogue)
+    seconds = reward.seconds(example.context, rows, log.catalogue)
+    np.testing.assert_array_equal(seconds, loaded.seconds(example.context, rows, log.catalogue))
+    assert (seconds[rows >= 0] >= 0).all()
+    assert (seconds[rows >= 0] <= 1.5 * log.catalogue.duration_ms[rows[rows >= 0]] / 1000).all()
+    save_reward(tmp_path / REWARD, replace(reward, stay=None))
+    with pytest.raises(ValueError, match="knows no seconds"):
+        load_reward(tmp_path / REWARD, log.catalogue).seconds(example.context, rows, log.catalogue)
     assert found.objectives.shape == (*rows.shape, len(OBJECTIVES))
     lists = reward.judge_sessions(example.context, rows, log.catalogue)
     assert lists.shape == (len(rows),)
@@ -151,7 +162,7 @@ def test_calibration_is_fitted_on_half_of_the_users(judged, trained, log) -> Non
     assert metrics["reward/auc"]["long_view"]["value"] == pytest.approx(
         trained[1]["reward/auc"]["long_view"]["value"], abs=1e-6
     )
-    assert assembled(judged, reward.pscore, None, metrics).sids == reward.sids
+    assert assembled(judged, reward.pscore, reward.stay, None, metrics).sids == reward.sids
 
 
 @pytest.mark.parametrize("wrong", [{"gate": "stay"}, {"least_auc": 1.0}, {"weights": (1.0,)}, {"weights": (0.0,) * 10}])
