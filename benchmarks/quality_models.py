@@ -162,7 +162,7 @@ def _configs(question: Question, folder: Path, dates: bool) -> list[SASRecConfig
     """What is tried: every dropout with the first seed in the published order, and what won there in the others."""
     base = SASRecConfig(dates=dates, seed=question.seed)
     if question.quick:
-        return [replace(base, epochs=4, every=2)]
+        return [replace(base, epochs=4, every=2, least_steps=1)]
     first = folder.with_name(f"{folder.name.rsplit('-', 2)[0]}-raw-0") / "run.json"
     if (question.seed or question.shuffled) and first.exists():
         return [replace(base, dropout=json.loads(first.read_text())["dropout"])]

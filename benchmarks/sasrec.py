@@ -7,6 +7,7 @@ rival which knows the request's time is not better for that reason alone. Left o
 Shapes: B users, T positions, n items, d width.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ class SASRecConfig:
     epochs: int = 40
     every: int = 4
     """Epochs between two looks at the validation; training ends after ``patience`` looks without a better one."""
+    least_steps: int = 200
+    """Between two looks: where an epoch has few steps, ``every`` and ``epochs`` grow (``looks``), or the looks at a
+    small set would end the training of a model that has hardly begun."""
     patience: int = 2
     learning_rate: float = 1e-3
     positions: int = 2560
@@ -143,11 +147,12 @@ def train(
     last = split.training[np.append(place[1:], len(first)) - 1]
     sequences = _Sequences(split.histories, users, last, config.limit)
     best, waited, kept = -1.0, 0, model.state_dict()
-    for epoch in range(1, config.epochs + 1):
+    every, epochs = looks(config, sum(1 for _ in sequences.epoch(config.positions, np.random.default_rng(0))))
+    for epoch in range(1, epochs + 1):
         model.train()
         for batch in sequences.epoch(config.positions, rng):
             loss = _descend(model, optimizer, batch)
-        if epoch % config.every and epoch != config.epochs:
+        if epoch % every and epoch != epochs:
             continue
         value = judge(model)
         progress(f"SASRec epoch {epoch}: loss {loss:.3f}, validation {value:.4f}")
@@ -159,6 +164,12 @@ def train(
             break
     model.load_state_dict(kept)
     return model
+
+
+def looks(config: SASRecConfig, steps: int) -> tuple[int, int]:
+    """Epochs between two looks at the validation, and in all, when an epoch has so many ``steps``."""
+    every = max(config.every, math.ceil(config.least_steps / max(steps, 1)))
+    return every, config.epochs * every // config.every
 
 
 def _descend(model: SASRec, optimizer: torch.optim.Optimizer, batch: _Batch) -> float:

@@ -55,6 +55,9 @@ Home = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Select = Annotated[
+    str, typer.Option(help="What of the beam is shown: the likeliest (model), or the best by reward or by stay.")
+]
 
 HOME = Path(".onerec")
 MAX_USER = 128
@@ -168,6 +171,16 @@ def check_run_id(run_id: str, option: str = "--run-id") -> None:
     if not RUN_ID.fullmatch(run_id):
         said = f"{option} {run_id!r} is no id of a run; expected letters, digits, dots, dashes and underscores"
         fail(said, "leave it out for a new run; `onerec runs` shows the ids there are", code=2)
+
+
+def check_select(select: str) -> None:
+    """Ends the command, with code 2, unless the model server knows this way to select."""
+    from models.serving import selection
+
+    try:
+        selection.check_select(select, "beam")
+    except ValueError as error:
+        fail(str(error), "such as --select stay", code=2)
 
 
 def check_user(user: str) -> None:

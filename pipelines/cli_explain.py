@@ -115,8 +115,8 @@ def _compared(explanation: dict[str, Any], question: Any) -> str:
                 num_items=question.num_items,
                 beam_width=question.beam_width,
             )
-    except ServiceFailed:
-        return "The model server was not asked: it does not answer."
+    except ServiceFailed as error:
+        return f"The model server gave nothing to compare with: {error}; {error.hint}."
     shown = sorted((item for item in explanation["items"] if item["status"] == "shown"), key=lambda item: item["place"])
     if served.model_version != explanation["model_version"]:
         return f"The server serves {served.model_version} at the moment."

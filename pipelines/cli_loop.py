@@ -12,12 +12,14 @@ from pipelines.cli import (
     HOME,
     Home,
     Json,
+    Select,
     app,
     check_canary,
     check_folder,
     check_log,
     check_policy,
     check_recipe,
+    check_select,
     emit,
     fail,
     out,
@@ -39,9 +41,7 @@ def loop(
     canary: Annotated[
         str, typer.Option(help="Try each new model on a share of the users first: 0.5, or a JSON object.")
     ] = "",
-    select: Annotated[
-        str, typer.Option(help="What OneRec shows of its beam: the likeliest (model), or by reward or stay.")
-    ] = "model",
+    select: Select = "model",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier loop left in HOME first.")] = False,
@@ -57,7 +57,7 @@ def loop(
     if data is not None:
         check_log(data, played=True)
     check_recipe("tiny", overrides)
-    _check_select(select)
+    check_select(select)
     if scenario:
         drift_day = _check_scenario(scenario, data, drift_day)
     check_folder(home, "--home")
@@ -99,16 +99,6 @@ def _play(config: "LoopConfig", home: Path, output: Path, *, fresh: bool, keep: 
         return run_loop(config, output)
     with stack.running(home):
         return run_loop(config, output)
-
-
-def _check_select(select: str) -> None:
-    """Ends the command, code 2, unless the server knows this way to select."""
-    from models.serving.selection import check_select
-
-    try:
-        check_select(select, "beam")
-    except ValueError as error:
-        fail(str(error), "such as --select stay", code=2)
 
 
 def _check_scenario(name: str, data: Path | None, drift_day: int) -> int:

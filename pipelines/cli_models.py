@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli import HOME, Home, Json, app, check_user, emit, err, fail, out
+from pipelines.cli import HOME, Home, Json, Select, app, check_select, check_user, emit, err, fail, out
 
 FLAGS = {
     "cold_user": "nothing is known of this user; the answer is the one for newcomers",
@@ -27,6 +27,7 @@ def recommend(
     user: Annotated[str, typer.Option(help="User id; an unknown one gets the cold-start answer.")],
     num_items: Annotated[int, typer.Option(help="How many items.", min=1, max=100)] = 10,
     beam_width: Annotated[int, typer.Option(help="Beams searched.", min=1, max=512)] = 64,
+    select: Select = "model",
     model: Annotated[str, typer.Option(help="Model of the server.")] = "onerec",
     home: Home = HOME,
     json_: Json = False,
@@ -38,6 +39,7 @@ def recommend(
     from pipelines.client import Client
 
     check_user(user)
+    check_select(select)
     stack.activate(home, ["server"])
     current = settings()
     with Client(current.server_url, current.collector_url, "") as client:
@@ -48,7 +50,8 @@ def recommend(
             now, missing = data_ms(version), str(error)
         request = f"cli-{uuid.uuid4().hex}"
         began = time.perf_counter()
-        (served,) = client.recommend(model, [user], [now], [request], num_items=num_items, beam_width=beam_width)
+        asked = {"num_items": num_items, "beam_width": beam_width, "select": select}
+        (served,) = client.recommend(model, [user], [now], [request], **asked)
         elapsed = time.perf_counter() - began
     items = _items(home, served.model_version)
     rows = [_row(items.get(item, {}), served, i) for i, item in enumerate(served.item_ids)]

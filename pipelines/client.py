@@ -166,7 +166,13 @@ class Client:
             if response.is_error:
                 hint = "" if response.is_server_error else "the service is well: mend what it was asked"
                 raise ServiceFailed(f"{url} answered {response.status_code}: {_said(response)}", hint)
-            answer: dict[str, Any] = response.json()
+            try:
+                answer: dict[str, Any] = response.json()
+            except ValueError as error:
+                raise ServiceFailed(
+                    f"{url} answered {response.status_code} with no JSON: {response.text[:80]!r}",
+                    "another program listens there: look at the address (ONEREC_SERVER_URL, ONEREC_COLLECTOR_URL)",
+                ) from error
             return answer
         raise ServiceFailed(f"{url} stayed overloaded")
 

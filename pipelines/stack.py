@@ -20,7 +20,8 @@ from typing import Any
 
 from features.settings import settings
 from pipelines import processes
-from pipelines.services import HOST, PROJECT, SERVICES, Service, Site, exports, fetch_json
+from pipelines.ports import choose_ports
+from pipelines.services import PROJECT, SERVICES, Service, Site, exports, fetch_json
 from pipelines.state import Entry, StackError, entries, locked, marker, record
 from pipelines.state import site as site_of
 
@@ -82,7 +83,7 @@ def up(
             )
         for name in starting:  # what a dead leader left behind would hold its ports
             processes.end([(known[name].recorded if name in known else None, marker(home, name))], grace=1)
-        site = replace(site_of(home, known), ports=_choose_ports(known, starting, dict(ports or {}), services))
+        site = replace(site_of(home, known), ports=choose_ports(known, starting, dict(ports or {}), services))
         try:
             _start(site, wanted, starting, known, progress, services)
         except BaseException:
@@ -106,49 +107,6 @@ def with_needs(only: Collection[str], services: Mapping[str, Service] = SERVICES
     while more := {need for name in wanted for need in services[name].needs} - wanted:
         wanted |= more
     return [name for name in services if name in wanted]
-
-
-def _check_fixed(
-    known: Mapping[str, Entry], starting: Collection[str], fixed: Mapping[str, int], services: Mapping[str, Service]
-) -> None:
-    """Raises StackError for a port that nobody would listen on: of a service that runs elsewhere, or is not started."""
-    unknown = sorted(set(fixed) - set(services))
-    if unknown:
-        raise StackError(f"a port is given for the unknown service {', '.join(unknown)}")
-    for name in set(fixed) - set(starting):
-        address = known[name].address if name in known else ""
-        if address != f"{HOST}:{fixed[name]}":
-            what = f"it runs at {address} already" if address else "it is not among those to start"
-            raise StackError(
-                f"port {fixed[name]} is given for {name}, but {what}",
-                f"`onerec down --only {name}` stops it first" if address else f"leave it out, or name {name} in --only",
-            )
-
-
-def _choose_ports(
-    known: Mapping[str, Entry], starting: Collection[str], fixed: dict[str, int], services: Mapping[str, Service]
-) -> dict[str, dict[str, int]]:
-    _check_fixed(known, starting, fixed, services)
-    chosen = {name: entry.ports for name, entry in known.items()}
-    fresh = processes.free_ports(sum(len(services[name].ports) for name in starting))
-    taken = {port for name, entry in known.items() if name not in starting for port in entry.ports.values()}
-    taken |= set(fixed.values())
-    for name in starting:
-        old = known[name].ports if name in known else {}
-        chosen[name] = {
-            port: old[port] if port in old else next(number for number in fresh if number not in taken)
-            for port in services[name].ports
-        }
-        if name in fixed:
-            chosen[name][services[name].ports[0]] = fixed[name]
-        for number in chosen[name].values():
-            if not processes.is_free(number, HOST):
-                raise StackError(
-                    f"{name} cannot listen on {HOST}:{number}: the port is in use by {processes.owner(number)}",
-                    "stop that process, or choose another port: `onerec down`, then `onerec up`"
-                    + (f" --port {name}=PORT" if name in fixed else ""),
-                )
-    return chosen
 
 
 def _start(
@@ -181,20 +139,27 @@ def _start(
                 progress(name, f"healthy at {known[name].address}" + (took if name in starting else ", was up"))
             else:
                 _check_start(known[name], service, time.monotonic() - begun[name])
+        _check_alive({name: known[name] for name in ready}, services)
         time.sleep(0.05)
     _look_again(site, {name: known[name] for name in wanted}, services)
 
 
 def _look_again(site: Site, started: Mapping[str, Entry], services: Mapping[str, Service]) -> None:
-    """Returns when all ``started`` are healthy at one look: the first may have died while the last was waited for."""
+    """Returns when all ``started`` are healthy at one look: the first may be ill by the time the last is well."""
     began = time.monotonic()
-    while unwell := [
-        name for name, entry in started.items() if not entry.recorded.process() or not services[name].healthy(site)
-    ]:
+    while unwell := [name for name in started if not services[name].healthy(site)]:
+        _check_alive(started, services)
         for name in unwell:
-            waited = time.monotonic() - began
-            _check_start(started[name], services[name], waited, ended="was healthy, then ended")
+            _check_start(started[name], services[name], time.monotonic() - began)
         time.sleep(0.05)
+    _check_alive(started, services)  # what answers on its port may be another's
+
+
+def _check_alive(started: Mapping[str, Entry], services: Mapping[str, Service]) -> None:
+    """Raises StackError about the first of ``started`` whose process ended after it was healthy."""
+    for name, entry in started.items():
+        if not entry.recorded.process():
+            _check_start(entry, services[name], 0.0, ended="was healthy, then ended")
 
 
 def _launch(site: Site, service: Service) -> Entry:

@@ -108,12 +108,19 @@ def test_ties_are_shuffled_and_order_in_time_is_kept(folder: Path, tmp_path: Pat
 
 def test_sasrec_learns_the_walk_and_never_ranks_what_was_seen(histories: Histories) -> None:
     split = leave_one_out(histories)
-    config = SASRecConfig(width=32, dropout=0.1, epochs=30, every=30, learning_rate=5e-3)
+    config = SASRecConfig(width=32, dropout=0.1, epochs=30, every=30, least_steps=1, learning_rate=5e-3)
     model = sasrec.train(split, ITEMS, config, lambda _: 1.0, lambda _: None)
     ranked = sasrec.rank(model, split, split.test, config, 10)
     assert accuracy(ranked, histories.item[split.test], (10,))["recall@10"] > 0.9
     for row, position in enumerate(split.test):
         assert not set(ranked[row]) & set(histories.seen(int(position)))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(55, (4, 40)), (50, (4, 40)), (15, (14, 140)), (1, (200, 2000))])
+def test_a_small_set_is_looked_at_as_rarely_as_a_large_one(steps: int, expected: tuple[int, int]) -> None:
+    every, epochs = sasrec.looks(SASRecConfig(), steps)
+    assert (every, epochs) == expected
+    assert every * steps >= SASRecConfig().least_steps
 
 
 def test_the_command_reports_every_figure_and_resumes(folder: Path, tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def test_nothing_of_a_one_user_log_is_stored(environment: Settings, tmp_path: Pa
         (("retrain", "--run-id", ""), "--run-id '' is no id of a run"),
         (("canary", "look", "--end", "soon"), "--end 'soon' is not a time"),
         (("recommend", "--user", ""), "--user '' is empty"),
+        (("recommend", "--user", "u1", "--select", "luck"), "select is 'luck'; expected one of model, reward, stay"),
+        (("loop", "--select", ""), "select is ''; expected one of"),
         (("explain", "--user", "a\nb"), "holds control characters"),
         (("recommend", "--user", "u" * 129), "longer than 128 characters"),
         (("report", "--day", "0001-01-01"), "--day 0001-01-01 is in no log"),

@@ -1,8 +1,11 @@
 """`onerec explain` on real object storage and a real Valkey, without a model server."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from features import deltas
 from features.histories.windows import Limits
 from features.offline import apply
 from features.online import OnlineFeatures
+from features.settings import settings
 from features.storage import connect
 from features.world.simulator import Simulator, SimulatorConfig
 from models.bundle import publish, save, set_alias
@@ -32,6 +36,7 @@ def onerec(environment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command against the test's storage and Valkey; no model server answers."""
     monkeypatch.setattr(stack, "activate", lambda home, services=None: None)
     monkeypatch.setenv("ONEREC_SERVER_URL", "http://127.0.0.1:9")
+    settings.cache_clear()
 
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["explain", *arguments, "--home", str(environment.home)])
@@ -79,7 +84,9 @@ def test_a_page_and_json_tell_the_same(onerec, environment, items: list[str]) ->
     told = onerec("--user", "a/b", "--beam-width", "512")
     assert told.exit_code == 0, told.stderr
     assert "10 items shown, 6 of the beam filtered" in " ".join(told.stdout.split())
-    assert "it does not answer" in " ".join(told.stdout.split())
+    assert "nothing to compare with: http://127.0.0.1:9/v2/models/onerec/infer does not answer" in " ".join(
+        told.stdout.split()
+    )
 
 
 def test_without_features_it_is_the_newcomers_answer_with_a_warning(onerec, items: list[str], tmp_path: Path) -> None:
@@ -89,6 +96,47 @@ def test_without_features_it_is_the_newcomers_answer_with_a_warning(onerec, item
     assert "The feature store does not answer" in (tmp_path / "deep" / "page.html").read_text()
 
 
+@contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """The address of a server that answers every request so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_the_server_answered_is_told_with_what_to_do(
+    onerec, items: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [
+        (404, '{"error": "there is no model onerec"}', "answered 404: there is no model onerec; the service is well"),
+        (503, '{"error": "model onerec is not ready"}', "answered 503: model onerec is not ready; `onerec status`"),
+        (200, "<html>hello</html>", "answered 200 with no JSON: '<html>hello</html>'; another program listens there"),
+    ]
+    for status, body, words in cases:
+        with answering(status, body) as url:
+            monkeypatch.setenv("ONEREC_SERVER_URL", url)
+            settings.cache_clear()
+            answer = onerec("--user", "new", "--json")
+        assert answer.exit_code == 0, answer.stderr
+        told = json.loads(answer.stdout)
+        assert words in told["server"]
+        assert "does not answer" not in told["server"]
+        assert f"answered {status}" in Path(told["page"]).read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
@@ -96,7 +144,8 @@ def test_without_features_it_is_the_newcomers_answer_with_a_warning(onerec, item
         (["--user", "u", "--version", "20200101T000000-00000000"], "no complete bundle", 1),
         (["--user", "u", "--version", ".."], "no complete bundle", 1),
         (["--user", "u", "--beam-width", "513"], "less than or equal to 512", 2),
-        (["--user", "u", "--output", "/"], "is a directory", 2),
+        (["--user", "u", "--output", "/"], "--output / is a folder hint: give a file, such as --output /page.html", 2),
+        (["--user", "u", "--output", f"{__file__}/page.html"], "is a file, not a folder", 2),
         ([], "Missing option", 2),
     ],
 )

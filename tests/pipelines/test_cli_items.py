@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from features import catalog, deltas
 from features.histories.windows import Limits
+from features.settings import settings
 from features.storage import connect
 from features.world.simulator import Simulator, SimulatorConfig
 from models.bundle import publish, save, set_alias
@@ -24,6 +25,7 @@ def onerec(environment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object
     """Runs the command against the test's storage."""
     monkeypatch.setattr(stack, "activate", lambda home, services=None: None)
     monkeypatch.setenv("ONEREC_SERVER_URL", "http://127.0.0.1:9")
+    settings.cache_clear()
 
     def run(*arguments: str) -> object:
         return CliRunner().invoke(app, ["items", *arguments, "--home", str(environment.home)])
@@ -70,9 +72,19 @@ def test_without_a_version_the_items_wait_for_the_first(onerec, tmp_path: Path) 
     assert "in the first one that is trained" in result.stdout.replace("\n", " ")
 
 
+def test_a_bad_cell_is_named_by_row_column_and_value(onerec, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("item_id,duration_ms\nn1,9000\nn2,long\n")
+    result = onerec("add", str(tmp_path / "new.csv"))
+    assert result.exit_code == 2
+    assert "row 2, column 'duration_ms' is 'long'; expected a whole number of milliseconds" in result.stderr
+    assert "hint: nothing was added; mend the file" in result.stderr
+    assert list(connect().keys("catalog/")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["add", f"{Path(__file__).parent}/golden"], "items are read from"),
         (["add", "nowhere.csv"], "there is no file"),
         (["add", "new.xlsx"], "items are read from"),
         (["block", ""], "an item id is empty"),

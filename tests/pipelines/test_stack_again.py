@@ -1,0 +1,87 @@
+"""`onerec up` looks again before it says that all is well, and refuses ports that nobody would listen on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from small_services import LISTEN, left, listens, named, small
+from typer.testing import CliRunner
+
+from pipelines import stack
+from pipelines.__main__ import app
+from pipelines.services import HOST, Service, Site
+from pipelines.stack import StackError
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    folder = (tmp_path / "home").resolve()
+    yield folder
+    for process in left(folder):
+        process.kill()
+
+
+def killing(victim: str, home: Path) -> Service:
+    """A service that is healthy as soon as it has killed another one."""
+
+    def healthy(site: Site) -> bool:
+        process = stack.entries(home)[victim].recorded.process()
+        if process:
+            process.kill()
+            process.wait(10)
+        return listens(site, "last")
+
+    return replace(small("last", needs=(victim,)), healthy=healthy)
+
+
+DYING = LISTEN.replace("listening", "about to die")
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["of this call", "of an earlier call"])
+def test_what_died_after_it_was_healthy_is_told_with_its_log(home: Path, earlier: bool) -> None:
+    services = named(small("first", DYING), small("good"), killing("first", home))
+    if earlier:
+        stack.up(home, ["first"], services=services)
+    told: list[tuple[str, str]] = []
+    with pytest.raises(StackError, match=r"first was healthy, then ended; .*first.log:\n  \| about to die"):
+        stack.up(home, services=services, progress=lambda *said: told.append(said))
+    assert {name for name, what in told if what.startswith("healthy")} == {"first", "good", "last"}
+    assert left(home) == []
+    assert list(stack.entries(home)) == (["first"] if earlier else [])
+
+
+def test_what_died_fails_the_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = named(small("first", DYING), killing("first", home))
+    monkeypatch.setattr(stack, "up", partial(stack.up, services=services))
+    result = CliRunner().invoke(app, ["up", "--home", str(home)], env={"COLUMNS": "300"})
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "error: first was healthy, then ended" in result.stderr
+    assert "hint: " in result.stderr
+
+
+def test_who_answers_badly_at_the_end_gets_a_second_look(home: Path) -> None:
+    """A busy service may miss one look; one that stays away is told once its patience is over."""
+    looks = iter([True, False, True])
+    busy = replace(small("busy"), healthy=lambda site: next(looks))
+    assert stack.up(home, services=named(busy)) == ["busy"]
+    stack.down(home, services=named(busy))
+    looks = iter([True, *[False] * 1000])
+    with pytest.raises(StackError, match="busy does not answer on"):
+        stack.up(home, services=named(replace(busy, patience=0.2)))
+    assert left(home) == []
+
+
+def test_a_port_for_a_service_that_is_not_started_is_refused(home: Path) -> None:
+    services = named(small("a"), small("b"))
+    with pytest.raises(StackError, match="given for b, but it is not among those to start"):
+        stack.up(home, ["a"], ports={"b": 20000}, services=services)
+    stack.up(home, ["a"], services=services)
+    port = stack.entries(home)["a"].ports["port"]
+    assert stack.up(home, ["a"], ports={"a": port}, services=services) == []
+    with pytest.raises(StackError, match=f"given for a, but it runs at {HOST}:{port} already") as caught:
+        stack.up(home, ["a"], ports={"a": port - 1}, services=services)
+    assert "onerec down --only a" in caught.value.hint
+    stack.down(home, services=services)
