@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.leave_one_out import Histories
+from benchmarks.leave_one_out import LEAST, Histories
 
 DAY_MS = 86_400_000
 
@@ -25,13 +25,16 @@ class Split:
     test: np.ndarray
     name: str
 
-    def sampled(self, tests: int) -> "Split":
-        """With at most ``tests`` tests and validations, a random sample; training stays whole."""
+    def sampled(self, tests: int, targets: int) -> "Split":
+        """With at most ``tests`` tests and validations, and what ``targets`` positions of whole users teach; random."""
         rng = np.random.default_rng(0)
         validation, test = (
             np.sort(rng.choice(whole, min(tests, len(whole)), replace=False)) for whole in (self.validation, self.test)
         )
-        return replace(self, validation=validation, test=test)
+        user = np.searchsorted(self.histories.starts, self.training, side="right") - 1
+        order = rng.permutation(np.unique(user))
+        taught = order[np.cumsum(np.bincount(user)[order]) <= max(targets, np.bincount(user)[order[0]])]
+        return replace(self, validation=validation, test=test, training=self.training[np.isin(user, taught)])
 
     def training_table(self, exposures: pa.Table) -> pa.Table:
         """The rows of ``exposures`` (what ``histories`` was made of) that may be learned from."""
@@ -58,10 +61,19 @@ class Split:
 
 
 def leave_one_out(histories: Histories) -> Split:
-    """Last = test, last but one = validation, the positions before these but a user's first = training."""
+    """Last = test, last but one = validation, the positions before these but a user's first = training.
+
+    Raises ValueError when no position is left for training.
+    """
+    training = histories.training()
+    if not len(training):
+        raise ValueError(
+            f"none of {len(histories.starts) - 1} users has {LEAST + 1} positive interactions: one to begin from, one "
+            "to validate and one to test on leave nothing to learn from; give longer histories"
+        )
     return Split(
         histories=histories,
-        training=histories.training(),
+        training=training,
         validation=histories.test() - 1,
         test=histories.test(),
         name="leave-one-out",
@@ -79,7 +91,7 @@ def time_split(histories: Histories, date_ms: int, validation_days: float = 1.0)
     if not len(training) or not len(validation) or not len(test):
         raise ValueError(
             f"{len(training)} interactions to learn from, {len(validation)} to validate and {len(test)} to test on; "
-            "choose a date with interactions before and after it"
+            f"choose a date with interactions since then, in the {validation_days:g} days before and before those"
         )
     return Split(histories=histories, training=training, validation=validation, test=test, name="time split")
 

@@ -37,6 +37,8 @@ DROPOUTS = (0.5, 0.3)
 """Tried for SASRec."""
 QUICK_TESTS = 2000
 """Tests, and as many validations, of a quick run."""
+QUICK_TARGETS = 40_000
+"""Interactions that a quick run has to learn to foretell."""
 Progress = Callable[[str], None]
 
 
@@ -63,7 +65,7 @@ class Question:
         bare = Catalogue.from_items(self.items, sids=np.zeros((n, 1), np.int32), codes=1, popularity=np.zeros(n))
         histories = Histories.from_exposures(self.dataset.exposures, bare, limit=50, shuffle_ties=self.shuffled)
         whole = leave_one_out(histories) if self.since is None else time_split(histories, self.since)
-        return whole.sampled(QUICK_TESTS) if self.quick else whole
+        return whole.sampled(QUICK_TESTS, QUICK_TARGETS) if self.quick else whole
 
     @cached_property
     def training(self) -> pa.Table:

@@ -53,15 +53,18 @@ _ROLLOUTS: dict[str, Any] = {
     "group": 16,
     "push_every": 10,
 }
+_BEAMS: dict[str, Any] = {**_ROLLOUTS, "search": "beam", "rollout_requests": 24, "learning_rate": 2e-4}
 ARMS: dict[str, dict[str, Any]] = {
     "longer": {},
     "rsft": {"objective": "rsft"},
     "rsft + gbpo": {"objective": "gbpo"},
     "rsft + ecpo": {**_ROLLOUTS},
-    "rsft + ecpo of beams": {**_ROLLOUTS, "search": "beam", "rollout_requests": 24, "learning_rate": 2e-4},
+    "rsft + ecpo of beams": _BEAMS,
+    "rsft + ecpo of beams, for stay": {**_BEAMS, "worth": "stay"},
 }
 """What each changes in alignment as configured; ``longer`` is none. Beams, more requests a step and the lower rate are
-what worked best in the simulator (docs/log.md), not here."""
+what worked best in the simulator (docs/log.md), not here. ``for stay`` is rewarded with predicted seconds of watching,
+the others with the P-Score."""
 BASE = "pretrained"
 MEASURES = {
     "recall@10": "share of the long views since the date that stand among the ten",

@@ -111,19 +111,23 @@ def _object(number: int, line: str) -> dict[str, Any]:
 
 def _json_column(name: str, values: list[Any]) -> pa.Array:
     """Text, of numbers and the like as they are written; ``tags`` are lists of it."""
-    lists = [value for value in values if isinstance(value, list)]
     for row, value in enumerate(values, 1):
         parts = value if isinstance(value, list) and name == "tags" else [value]
         if any(isinstance(part, list | dict) for part in parts):
             raise _wrong(name, row, value)
-    if not lists:
-        return pa.array([_written(value) for value in values], pa.string())
-    tags = [value if value is None or isinstance(value, list) else _written(value).split("|") for value in values]
-    return pa.array([value and [_written(part) for part in value] for value in tags], pa.list_(pa.string()))
+    if name == "tags":
+        return pa.array([_tags(value) for value in values], pa.list_(pa.string()))
+    return pa.array([None if value is None else _written(value) for value in values], pa.string())
 
 
-def _written(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+def _tags(value: Any) -> list[str] | None:
+    if isinstance(value, list):
+        return [_written(part) for part in value]
+    return _written(value).split("|") if value else None
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 READERS: dict[str, Callable[[Path], pa.Table]] = {

@@ -4,6 +4,7 @@ Read from the bundle's manifest, config and metrics and from the run that made i
 Parameters are compared by the content hash of each file: equal hashes are equal files.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from features.runs import Run
 from features.storage import ObjectMissing, Storage
 from models.bundle import ROOT, read_alias, read_manifest
 
+ALIAS = re.compile(r"[a-z][a-z0-9-]*")
 TRAININGS = ("tokenizer", "pretrain", "reward", "align")
 SECTIONS = ("lineage", "data", "recipe", "model", "files", "catalogue", "metrics")
 """In the order in which a person asks."""
@@ -77,7 +79,7 @@ def differences(old: Facts, new: Facts) -> list[Change]:
 def resolve(storage: Storage, name: str) -> str:
     """The version that ``name`` is: itself, or what the alias of that name points at; raises ObjectMissing."""
     if not name[:1].isdigit():
-        found = read_alias(storage, name)
+        found = read_alias(storage, name) if ALIAS.fullmatch(name) else None
         if found is None:
             raise ObjectMissing(f"there is no alias {name!r}; give a version or an alias of `onerec bundles list`")
         return found

@@ -63,6 +63,7 @@ HOME = Path(".onerec")
 MAX_USER = 128
 """Characters of a user id, as the model server takes them."""
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+BASE = re.compile(r"([a-z][a-z0-9-]*|\d{8}T\d{6}-[0-9a-f]+)?")
 TIMES = ("start", "reference_start", "current_start", "end")
 """Parameters of pipelines that are times, in the order in which they must come."""
 
@@ -218,6 +219,9 @@ def checked_parameters(given: Mapping[str, str], where: str) -> dict[str, str]:
         check_recipe(given["preset"], "{}", named("preset"))
     if "overrides" in given:
         check_recipe(given.get("preset", "tiny"), given["overrides"], named("overrides"))
+    if not BASE.fullmatch(given.get("base", "")):
+        said = f"{named('base')}{given['base']!r} is neither an alias nor a version of `onerec bundles list`"
+        fail(said, "such as production, or leave it out", code=2)
     if given.get("run_id"):
         check_run_id(given["run_id"], f"{where}parameter run_id:")
     times = {name: checked_time(given[name], f"{where}parameter {name}:") for name in TIMES if given.get(name)}

@@ -106,7 +106,7 @@ def _decide(write: Callable[..., str], ids: list[str], reason: str, wait: bool, 
     from features.storage import connect
     from pipelines import stack
 
-    if not all(ids):
+    if not all(item.strip() for item in ids):
         fail("an item id is empty", "give ids such as `onerec items list` and `onerec recommend` show them", code=2)
     stack.activate(home, ["s3"])
     storage = connect()

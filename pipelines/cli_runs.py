@@ -108,8 +108,9 @@ def runs(
     """What became of every pipeline run: drift, trigger, blessing, version, and why nothing was published."""
     from features.runs import Run
     from features.storage import connect
+    from pipelines import stack
 
-    _activated(home)
+    stack.activate(home, ["s3"])
     storage = connect()
     rows = [_described(Run(storage, run_id)) for run_id in storage.folders("runs/")]
     rows = sorted(rows, key=lambda row: (row["recorded_at"] or "9", row["run_id"]))[-last:]  # the open ones are newest

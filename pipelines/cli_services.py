@@ -83,7 +83,9 @@ def status(
     from pipelines import dashboard
 
     look = _Look(home)
-    if watch and not json_:
+    if watch and json_:
+        fail("--watch and --json do not go together", "give one of them; --json prints one look and ends", code=2)
+    if watch:
         _watch(look, interval)
         return
     rows, models, loop = look()

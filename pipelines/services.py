@@ -227,10 +227,12 @@ def _ray_environment(site: Site) -> dict[str, str]:
 
 
 def _ray_command(site: Site) -> list[str]:
+    # Off: what nobody here uses, each a Python process. Its parts give up on each other when they start too slowly.
     flags: dict[str, str] = {
-        **{name: str(port) for name, port in site.ports["ray"].items() if name != "autoscaler"},
+        **{name: str(port) for name, port in site.ports["ray"].items()},
         "node-ip-address": HOST,
         "include-dashboard": "false",
+        "include-log-monitor": "false",
         "num-cpus": str(os.cpu_count() or 1),
         "object-store-memory": str(300 * 2**20),
         "temp-dir": str(ray_folder(site.home)),
@@ -241,13 +243,19 @@ def _ray_command(site: Site) -> list[str]:
         "--head",
         "--block",
         "--disable-usage-stats",
+        "--no-monitor",
         *(f"--{name}={value}" for name, value in flags.items()),
     ]
 
 
+def _ray_started(site: Site) -> Path:
+    """What `ray start` leaves when it is done: until then it may give up, although its parts answer."""
+    return ray_folder(site.home) / "ray_current_cluster"
+
+
 def _ray_healthy(site: Site) -> bool:
     ports = site.ports["ray"]
-    return all(_answers_grpc(ports[name]) for name in ("port", "node-manager-port"))
+    return _ray_started(site).exists() and all(_answers_grpc(ports[name]) for name in ("port", "node-manager-port"))
 
 
 def _answers_grpc(port: int) -> bool:
@@ -340,22 +348,16 @@ SERVICES: dict[str, Service] = {
         Service(
             name="ray",
             ports=(
-                "port",
-                "object-manager-port",
-                "node-manager-port",
-                "ray-client-server-port",
-                "dashboard-port",
-                "dashboard-agent-listen-port",
-                "dashboard-agent-grpc-port",
-                "runtime-env-agent-port",
+                *("port", "object-manager-port", "node-manager-port", "ray-client-server-port", "dashboard-port"),
+                *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
                 "metrics-export-port",
-                "autoscaler",
             ),
             command=_ray_command,
-            environment=lambda site: {"AUTOSCALER_METRIC_PORT": str(site.ports["ray"]["autoscaler"])},
+            prepare=lambda site: _ray_started(site).unlink(missing_ok=True),
             healthy=_ray_healthy,
             litter=_ray_litter,
-            hint="Ray comes with `pip install 'ray[data,train]'`; it needs some room in /dev/shm and /tmp",
+            hint="Ray comes with `pip install 'ray[data,train]'` and needs some room in /dev/shm and /tmp; on a busy "
+            "machine its parts give up on each other after 15 s: try again",
         ),
         Service(
             name="collector",

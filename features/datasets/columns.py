@@ -8,7 +8,7 @@ a TOML or JSON file with tables ``columns`` and ``items`` (its ``file`` and the 
 
 import json
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,19 +220,23 @@ def milliseconds(text: pd.Series) -> pd.Series:
     return result.floordiv(1)
 
 
+def split_tags(texts: Sequence[str]) -> list[list[str] | None]:
+    """The tags in each text, None where there are none; see ``SEPARATORS``."""
+    separator = next((s for s in SEPARATORS if any(s in text for text in texts)), SEPARATORS[0])
+    return [[tag.strip() for tag in text.split(separator) if tag.strip()] or None for text in texts]
+
+
 def _items(rows: pd.DataFrame, seen: Seen) -> pa.Table:
     duration = pd.to_numeric(rows["duration_ms"], errors="coerce")
     logged = pd.Series(seen.durations_of(pa.array(rows["item_id"], pa.string())))
     duration = duration.where(duration > 0).fillna(logged).fillna(0)
     upload = milliseconds(rows["upload_time"])
-    separator = next((s for s in SEPARATORS if rows["tags"].str.contains(s, regex=False).any()), SEPARATORS[0])
-    tags = [[tag.strip() for tag in names.split(separator) if tag.strip()] or None for names in rows["tags"]]
     columns: dict[str, pa.Array] = {
         name: pa.array(rows[name].replace("", None), pa.string()) for name in ("title", "author_id", "music_id")
     }
     columns |= {
         "item_id": pa.array(rows["item_id"], pa.string()),
-        "tags": pa.array(tags, pa.list_(pa.string())),
+        "tags": pa.array(split_tags(rows["tags"].tolist()), pa.list_(pa.string())),
         "duration_ms": pa.array(duration.to_numpy(np.int64)),
         "upload_time": pa.array(upload.to_numpy(), from_pandas=True).cast(pa.int64()).cast(TIME),
     }

@@ -30,7 +30,8 @@ class Dataset:
     """Items, users and exposures of one log; ``exposures`` are sorted by event_time.
 
     ``rejected`` holds the raw columns as strings, the ``file`` they came from and the ``reason``; ``duplicates``
-    counts exact repeats that were removed. Raises ValueError when a table has another schema.
+    counts exact repeats that were removed, ``untimed`` exposures whose time the log does not tell, ``unordered`` users
+    whose times run backwards in a log that gives an order. Raises ValueError when a table has another schema.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Dataset:
     exposures: pa.Table
     rejected: pa.Table = field(default_factory=no_rejects)
     duplicates: int = 0
+    untimed: int = 0
+    unordered: int = 0
 
     def __post_init__(self) -> None:
         for table, schema in ((self.items, ITEM), (self.users, USER), (self.exposures, EXPOSURE)):
@@ -55,6 +58,8 @@ class Chunk:
     exposures: pa.Table
     rejected: pa.Table = field(default_factory=no_rejects)
     duplicates: int = 0
+    untimed: int = 0
+    unordered: int = 0
     raw: pd.DataFrame | None = None
     """The text the exposures were made from, row by row in no particular order, where the log is text."""
 
@@ -163,6 +168,8 @@ def collect(log: Log, scratch: Path) -> Dataset:
         exposures=exposures,
         rejected=pa.concat_tables(rejected, promote_options="default"),
         duplicates=sum(chunk.duplicates for chunk in chunks),
+        untimed=sum(chunk.untimed for chunk in chunks),
+        unordered=sum(chunk.unordered for chunk in chunks),
     )
 
 

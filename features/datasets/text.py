@@ -109,7 +109,7 @@ def text_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         columns = {name: batch.column(name) for name in batch.schema.names}
         empty = pa.array([""] * batch.num_rows, pa.string())
         columns |= {"file": pa.array([path.name] * batch.num_rows, pa.string())}
-        yield pa.record_batch([_string(columns[name]) if name in columns else empty for name in names], _text(names))
+        yield pa.record_batch([as_strings(columns[name]) if name in columns else empty for name in names], _text(names))
         if malformed:
             rows = [dict.fromkeys(names, "") | {"file": path.name, "malformed": text} for text in malformed]
             yield pa.RecordBatch.from_pylist(rows, _text(names))
@@ -138,11 +138,27 @@ def _csv(path: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
+    for batch in parquet_batches(path):
         yield batch, []
 
 
-def _string(column: pa.Array) -> pa.Array:
+def parquet_batches(
+    path: Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file with a sound footer; raises ValueError where its pages are damaged."""
+    batches = pq.ParquetFile(path).iter_batches(batch_size=rows, columns=columns)
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); copy it again, or write it anew") from error
+
+
+def as_strings(column: pa.Array) -> pa.Array:
+    """``column`` as strings without nulls, which become ""."""
     if pa.types.is_string(column.type) and not column.null_count:
         return column
     if pa.types.is_boolean(column.type):

@@ -19,6 +19,8 @@ T = TypeVar("T")
 class NoCluster(RuntimeError):
     """No Kubernetes API can be used; the message says why and what to do."""
 
+    hint = "`kubectl get pods` with the same configuration shows whether the cluster answers"
+
 
 def connect() -> client.ApiClient:
     """A client for the cluster this pod runs in, else for the one KUBECONFIG names; raises NoCluster."""

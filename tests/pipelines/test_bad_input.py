@@ -148,6 +148,12 @@ def test_nothing_of_a_one_user_log_is_stored(environment: Settings, tmp_path: Pa
         (("recommend", "--user", "u" * 129), "longer than 128 characters"),
         (("report", "--day", "0001-01-01"), "--day 0001-01-01 is in no log"),
         (("report", "--day", "9999-12-31"), "--day 9999-12-31 is in no log"),
+        (
+            ("train", "--start", "2026-02-01", "--end", "2026-01-01"),
+            "--end 2026-01-01T00:00:00+00:00 is not after --start 2026-02-01T00:00:00+00:00",
+        ),
+        (("retrain", "--new-days", "30"), "--context-days 21 do not reach back beyond the 30 of --new-days"),
+        (("prune", "--days", "-1"), "-1.0 days cannot be kept"),
     ],
 )
 def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ FAILURES: dict[str, BaseException] = {
     "missing": KeyError("user 7"),
     "strange": RuntimeError("boom [bold]"),
     "silent": AssertionError(),
+    "path": PermissionError(13, "Permission denied", "/root/x"),
+    "disk": OSError(28, "No space left on device"),
 }
 
 
@@ -40,6 +42,8 @@ def command(error: BaseException | None) -> typer.Typer:
         ("missing", "error: KeyError: user 7"),
         ("strange", "error: RuntimeError: boom [bold]"),
         ("silent", "error: AssertionError"),
+        ("path", "error: /root/x cannot be used: Permission denied\nhint: give another path, or this user the right"),
+        ("disk", "error: OSError: No space left on device\nhint: `onerec --debug"),
     ],
 )
 def test_message_of_an_error(name: str, words: str) -> None:

@@ -99,7 +99,12 @@ def test_the_recipe_of_a_run_that_is_gone_is_told_as_unknown(onerec, versions: t
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("nobody", "no alias 'nobody'"), ("20200101T000000-aaaa", "no complete bundle")]
+    ("name", "said"),
+    [
+        ("nobody", "no alias 'nobody'"),
+        ("../x", "no alias '../x'"),
+        ("20200101T000000-aaaa", "no complete bundle"),
+    ],
 )
 def test_an_unknown_version_ends_with_those_there_are(onerec, versions: tuple[str, str], name: str, said: str) -> None:
     result = onerec("diff", name)

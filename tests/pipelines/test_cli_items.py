@@ -88,6 +88,7 @@ def test_a_bad_cell_is_named_by_row_column_and_value(onerec, tmp_path: Path) -> 
         (["add", "nowhere.csv"], "there is no file"),
         (["add", "new.xlsx"], "items are read from"),
         (["block", ""], "an item id is empty"),
+        (["block", "v00001", " "], "an item id is empty"),
         (["block"], "Missing argument"),
     ],
 )

@@ -31,6 +31,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["status"], 1, ["nothing was started", "onerec up"]),
+        (["status", "--watch", "--json"], 2, ["do not go together", "give one of them"]),
         (["logs", "nonsense"], 2, ["unknown service 'nonsense'", "valkey"]),
         (["logs", "s3"], 1, ["never started"]),
         (["up", "--only", "nonsense"], 2, ["nonsense", "collector"]),

@@ -159,6 +159,25 @@ def test_names_of_pipelines_are_those_there_are() -> None:
         ({"name": 7}, "give a name of lower-case letters"),
         ({"parameters": ["policy"]}, "expected name: value pairs"),
         ({"parameters": {"polcy": "nightly"}}, "pipeline retraining has no polcy"),
+        ({"parameters": {"policy": "sometimes"}}, "'retraining', parameter policy: policy 'sometimes' is unknown"),
+        (
+            {"parameters": {"preset": "tinyy"}},
+            "'retraining', parameter preset: unknown preset 'tinyy'; the",
+        ),
+        (
+            {"parameters": {"overrides": "{x"}},
+            "'retraining', parameter overrides: overrides '{x' are not a JSON",
+        ),
+        ({"parameters": {"overrides": '{"pretrain.epoch": 1}'}}, "parameter overrides: the recipe has no field"),
+        ({"parameters": {"canary": "7"}}, "'retraining', parameter canary: a canary of share 7.0"),
+        ({"parameters": {"canary": "some"}}, "'retraining', parameter canary: canary 'some' is neither a share nor"),
+        ({"parameters": {"base": "../x"}}, "'retraining', parameter base: '../x' is neither an alias nor a version"),
+        ({"parameters": {"run_id": "../x"}}, "'retraining', parameter run_id: '../x' is no id of a run"),
+        ({"parameters": {"end": "soon"}}, "'retraining', parameter end: 'soon' is not a time"),
+        (
+            {"parameters": {"start": "2026-01-02", "end": "2026-01-01T01:00+01:00"}},
+            "'retraining', parameter end 2026-01-01T01:00:00+01:00 is not after",
+        ),
     ],
 )
 def test_bad_schedules_are_refused_and_change_nothing(
@@ -168,6 +187,15 @@ def test_bad_schedules_are_refused_and_change_nothing(
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
     assert kfp.headers == []
+
+
+def test_parameters_that_can_be_are_kept_with_a_zone_in_every_time(tmp_path: Path) -> None:
+    given = {"policy": '{"when": "on_drift"}', "canary": "0.1", "preset": "small", "overrides": '{"dropout": 0}'}
+    schedule = {**HOURLY, "parameters": {**given, "start": "2026-01-01", "end": "2026-01-02T00:00+01:00"}}
+    arguments = ["schedule", "apply", write(tmp_path, schedule), "--home", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    times = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-02T00:00:00+01:00"}
+    assert kept(tmp_path).schedules[0].parameters == {**given, **times}
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipelines import stack
 from pipelines.__main__ import app
-from pipelines.services import HOST, Service, Site
+from pipelines.services import HOST, SERVICES, Service, Site, ray_folder
 from pipelines.stack import StackError
 
 
@@ -23,33 +23,54 @@ def home(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
-def killing(victim: str, home: Path) -> Service:
-    """A service that is healthy as soon as it has killed another one."""
+def killing(victim: str, home: Path, *, then: bool = True) -> Service:
+    """A service that kills another one as soon as it listens, and ``then`` is healthy, or never."""
 
     def healthy(site: Site) -> bool:
         process = stack.entries(home)[victim].recorded.process()
-        if process:
+        if listens(site, "last") and process:
             process.kill()
             process.wait(10)
-        return listens(site, "last")
+        return then and not process
 
-    return replace(small("last", needs=(victim,)), healthy=healthy)
+    return replace(small("last", needs=(victim,)), healthy=healthy, patience=600)
 
 
 DYING = LISTEN.replace("listening", "about to die")
 
 
+@pytest.mark.parametrize("then", [True, False], ids=["with the last one", "while another is waited for"])
 @pytest.mark.parametrize("earlier", [False, True], ids=["of this call", "of an earlier call"])
-def test_what_died_after_it_was_healthy_is_told_with_its_log(home: Path, earlier: bool) -> None:
-    services = named(small("first", DYING), small("good"), killing("first", home))
+def test_what_died_after_it_was_healthy_is_told_with_its_log(home: Path, earlier: bool, then: bool) -> None:
+    services = named(small("first", DYING), small("good"), killing("first", home, then=then))
     if earlier:
         stack.up(home, ["first"], services=services)
-    told: list[tuple[str, str]] = []
     with pytest.raises(StackError, match=r"first was healthy, then ended; .*first.log:\n  \| about to die"):
-        stack.up(home, services=services, progress=lambda *said: told.append(said))
-    assert {name for name, what in told if what.startswith("healthy")} == {"first", "good", "last"}
+        stack.up(home, services=services)
     assert left(home) == []
     assert list(stack.entries(home)) == (["first"] if earlier else [])
+
+
+def test_what_ended_while_somebody_else_answers_on_its_port(home: Path) -> None:
+    """Health is asked over the network, and whoever listens there may say yes."""
+    ending = replace(small("first", "print('no room', flush=True)"), healthy=lambda site: True)
+    with pytest.raises(StackError, match=r"first was healthy, then ended(.|\n)*no room"):
+        stack.up(home, services=named(ending, replace(small("never", patience=600), healthy=lambda site: False)))
+
+
+def test_ray_is_healthy_when_its_start_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts answer while `ray start` may still give up; what an earlier start left says nothing."""
+    ray, site = SERVICES["ray"], Site(home=home, ports={"ray": dict.fromkeys(SERVICES["ray"].ports, 1)}, credentials={})
+    monkeypatch.setattr("pipelines.services._answers_grpc", lambda port: True)
+    folder = ray_folder(home)
+    folder.mkdir()
+    try:
+        (folder / "ray_current_cluster").write_text("127.0.0.1:1")
+        assert ray.healthy(site)
+        ray.prepare(site)
+        assert not ray.healthy(site)
+    finally:
+        folder.rmdir()
 
 
 def test_what_died_fails_the_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

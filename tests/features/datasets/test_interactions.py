@@ -78,7 +78,7 @@ def test_ties_are_shuffled_inside_a_time_only(tmp_path: Path) -> None:
 def test_rows_whose_lists_do_not_fit_are_rejected(tmp_path: Path) -> None:
     data = load(amazon(tmp_path, [(1, [1, 2], [NOON]), (2, [3], [NOON]), (3, [1], [NOON * 1000])]))
     assert data.rejected["reason"].to_pylist() == ["item_ids and timestamps have not the same length"]
-    assert data.exposures["user_id"].to_pylist() == ["2", "3"], "a time in the year 46000 is as good as none"
+    assert data.exposures["user_id"].to_pylist() == ["2", "3"]
     with pytest.raises(ValueError, match=r"all 1 rows of the log .* were rejected"):
         load(amazon(tmp_path / "bad", [(1, [1, 2], [NOON])]))
 
