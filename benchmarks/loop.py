@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.serving.selection import check_select
 from pipelines import stack
 from pipelines.loop import LoopConfig, run_loop
 from pipelines.result import stay_of
@@ -25,17 +26,24 @@ def main(
     days: Annotated[int, typer.Option(help="simulated days")] = 7,
     users: Annotated[int, typer.Option(help="users in the world")] = 900,
     seeds: Annotated[int, typer.Option(help="how many worlds to play")] = 3,
+    select: Annotated[str, typer.Option(help="what OneRec shows of its beam: model, reward or stay")] = "stay",
     data: Annotated[Path | None, typer.Option(help="a folder of real logs instead of the simulator")] = None,
     output: Annotated[Path | None, typer.Option(help="where reports go; default: a temporary folder")] = None,
 ) -> None:
     """Plays the loop and prints what each arm achieved."""
+    try:
+        check_select(select, "beam")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--select") from error
     if quick:
         days, users, seeds = 4, 900, 1
     folder = output or Path(tempfile.mkdtemp(prefix="onerec-bench-"))
     results = []
     for seed in range(seeds):
         command = f"python -m benchmarks.loop {' '.join(sys.argv[1:])}"
-        config = LoopConfig(days=days, users=users, seed=seed, data=data, drift_day=1 if quick else 2, command=command)
+        config = LoopConfig(
+            days=days, users=users, seed=seed, data=data, drift_day=1 if quick else 2, select=select, command=command
+        )
         with stack.running(folder / f"home{seed}"):
             results.append(run_loop(config, folder / f"seed{seed}"))
     for result in results:
@@ -61,6 +69,7 @@ def record(result: dict[str, Any]) -> dict[str, Any]:
         "onerec_over_cascade_low": over_cascade["low"],
         "days": result["days"],
         "seed": result["seed"],
+        "select": result["select"],
         "drift_detected": totals["drift_detected"],
         "drift_verdicts": totals["drift_verdicts"],
         "retrained": totals["retrained"],

@@ -91,7 +91,7 @@ def time_split(histories: Histories, date_ms: int, validation_days: float = 1.0)
     if not len(training) or not len(validation) or not len(test):
         raise ValueError(
             f"{len(training)} interactions to learn from, {len(validation)} to validate and {len(test)} to test on; "
-            f"choose a date with interactions since then, in the {validation_days:g} days before and before those"
+            f"choose a date that has interactions after it, within {validation_days:g} days before it and earlier"
         )
     return Split(histories=histories, training=training, validation=validation, test=test, name="time split")
 

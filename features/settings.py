@@ -7,7 +7,7 @@ The same code runs on one machine and in a cluster; only these values differ. On
 from functools import cache
 from pathlib import Path
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -53,6 +53,13 @@ class Settings(BaseSettings):
     evidently_url: str = ""
     pathways: str = "tiny"
     """How many events the pathways keep: a name of ``features.histories.windows.LENGTHS``, or three numbers."""
+
+    @field_validator("s3_endpoint", "redis")
+    @classmethod
+    def _no_url(cls, address: str) -> str:
+        if "://" in address:
+            raise ValueError("expected host:port, such as 127.0.0.1:8333, without a scheme")
+        return address
 
 
 class BadSetting(ValueError):

@@ -1,7 +1,10 @@
 """The recipe of every preset: a model's size and its training; pipelines pass a name and overrides."""
 
+import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.generator import GeneratorConfig
 from models.overrides import read_overrides
@@ -78,19 +81,26 @@ def _overridden(chosen: Recipe, given: dict[str, Any]) -> Recipe:
         "": chosen,
         **{p: getattr(chosen, p) for p in ("tokenizer", "pretrain", "incremental", "align", "reward")},
     }
-    known = {p: {field.name for field in fields(config)} for p, config in parts.items()}
+    known = {p: {field.name: field.type for field in fields(config)} for p, config in parts.items()}
     values: dict[str, dict[str, Any]] = {}
     for path, value in given.items():
         part, _, name = path.rpartition(".")
         if name not in known.get(part, ()) or (not part and name in (*parts, "preset")):
             names = sorted(f"{p}.{field}" for p in known if p for field in known[p])
             raise ValueError(f"the recipe has no field {path!r}; it has dropout, {', '.join(names)}")
+        if wrong := _misfit(known[part][name], value):
+            raise ValueError(f"recipe field {path!r} cannot be {value!r}: {wrong}")
         values.setdefault(part, {})[name] = value
     for part, changes in values.items():
-        try:
-            changed: Any = replace(chosen if not part else parts[part], **changes)
-        except TypeError as error:
-            told = ", ".join(f"{f'{part}.{name}'.lstrip('.')!r} cannot be {value!r}" for name, value in changes.items())
-            raise ValueError(f"recipe field {told}: {error}") from error
+        changed: Any = replace(chosen if not part else parts[part], **changes)
         chosen = replace(chosen, **{part: changed}) if part else changed
     return chosen
+
+
+def _misfit(kind: Any, value: Any) -> str:
+    """What is expected instead where ``value``, read from JSON, is not of a field's type; empty where it is."""
+    try:
+        TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return "; ".join(each["msg"] for each in error.errors())
+    return ""

@@ -68,6 +68,7 @@ def _head(result: dict[str, Any]) -> str:
     return (
         "<h1>OneRec: the loop</h1>"
         f"<p class=note>{result['days']} days, users: {html.escape(result['world'])}; seed {result['seed']}; "
+        f"OneRec's lists are chosen by {html.escape(result['select'])}; "
         f"{html.escape(result['hardware'])}; <code>{html.escape(result['command'])}</code></p>"
         f"<div class=cards>{''.join(cards)}</div>"
     )

@@ -41,7 +41,7 @@ def loop(
     canary: Annotated[
         str, typer.Option(help="Try each new model on a share of the users first: 0.5, or a JSON object.")
     ] = "",
-    select: Select = "model",
+    select: Select = "stay",
     overrides: Annotated[str, typer.Option(help='Recipe fields as JSON, such as {"pretrain.epochs": 2}.')] = "{}",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier loop left in HOME first.")] = False,

@@ -43,7 +43,7 @@ class LoopConfig:
     """A scenario of the simulator; it brings its own days of change, and ``drift_day`` is when they are looked at."""
     num_items: int = 10
     beam_width: int = 64
-    select: str = "model"
+    select: str = "stay"
     """How both OneRec arms choose among what the beam found (``models.serving.selection``)."""
     context_days: int = 21
     policy: str = "nightly"
@@ -201,6 +201,7 @@ def summarise(loop: Loop, assignment: Assignment) -> dict[str, Any]:
         "seed": config.seed,
         "days": config.days,
         "drift_day": config.drift_day,
+        "select": config.select,
         "compared_days": after,
         "command": config.command,
         "hardware": hardware(),

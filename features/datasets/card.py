@@ -44,6 +44,8 @@ class _Tally:
 
     rows: int = 0
     duplicates: int = 0
+    untimed: int = 0
+    unordered: int = 0
     positives: int = 0
     midnights: int = 0
     long_plays: int = 0
@@ -93,6 +95,8 @@ def quality_card(log: Published, scratch: Path, progress: Callable[[str], None] 
     tally, seen = _Tally(), Seen()
     for chunk in log.chunks(scratch):
         tally.duplicates += chunk.duplicates
+        tally.untimed += chunk.untimed
+        tally.unordered += chunk.unordered
         tally.rejected.update(chunk.rejected["reason"].to_pylist())
         if chunk.exposures.num_rows:
             seen.add(chunk.exposures)
@@ -167,6 +171,10 @@ def _warnings(card: dict[str, Any], tally: _Tally) -> list[str]:
             f"the quietest hour is {card['quietest_hour_utc']} UTC: either people near Greenwich, or local times "
             "written as UTC"
         )
+    if tally.untimed:
+        found.append(f"{tally.untimed:,} rows have no time from 1990 to today: each takes that of the row before it")
+    if tally.unordered:
+        found.append(f"the times of {tally.unordered:,} users run backwards: the order of the rows is taken")
     if card["days_without_rows"]:
         found.append(f"{card['days_without_rows']:,} days between the first and the last have no row")
     if card["users"] < 2:

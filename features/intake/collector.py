@@ -49,16 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the collector until SIGTERM or Ctrl-C; returns 2 when it is misconfigured."""
     options = _arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = settings()
-    client_token, server_token = config.client_token.get_secret_value(), config.server_token.get_secret_value()
     try:
+        config = settings()
+        client_token, server_token = config.client_token.get_secret_value(), config.server_token.get_secret_value()
         check_tokens(client_token, server_token)
         if not options.no_features and importlib.util.find_spec("feast") is None:
             raise ImportError("feast is not installed; install it, or give --no-features")
         update = None if options.no_features else Child(UPDATE, options.wal)
         intake = Intake(_config(options), Child(UPLOAD, options.wal), update)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        print(f"the collector cannot start: {error}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError) and error.filename:
+            said = f"{error.filename} cannot be used: {error.strerror}"
+        print(f"the collector cannot start: {said}", file=sys.stderr)
         return 2
     server = uvicorn.Config(
         Api(intake, client_token=client_token, server_token=server_token),

@@ -26,3 +26,10 @@ def test_a_wrong_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ONEREC_RETENTION_DAYS", "7.5")
     monkeypatch.setenv("ONEREC_S3_SECURE", "true")
     assert (settings().retention_days, settings().s3_secure) == (7.5, True)
+
+
+@pytest.mark.parametrize("name", ["S3_ENDPOINT", "REDIS"])
+def test_an_address_is_no_url(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ONEREC_{name}", "http://store:9000")
+    with pytest.raises(BadSetting, match=f"ONEREC_{name}='http://store:9000': .*expected host:port"):
+        settings()

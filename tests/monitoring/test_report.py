@@ -34,6 +34,7 @@ def result() -> dict[str, Any]:
         "seed": 0,
         "days": 3,
         "drift_day": 1,
+        "select": "stay",
         "hardware": "2 cores",
         "command": "onerec loop",
         "arms": ["onerec", "frozen", "cascade"],

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.datasets import check, load
+from features.datasets.amazon import Amazon
+from features.datasets.card import quality_card
 from features.schema import EXPOSURE
 
 START = 1_400_000_000
@@ -77,6 +79,9 @@ def test_some_times_may_lack_and_some_run_backwards(tmp_path: Path) -> None:
     times: list[list[int | None]] = [[START, None, START + DAY], [START + DAY, START], [-1, START, -1, START]]
     data = load(write(tmp_path, timestamps=times))
     assert (data.untimed, data.unordered, data.duplicates) == (3, 1, 0)
+    warnings = " ".join(quality_card(Amazon(tmp_path), tmp_path)["warnings"])
+    assert "3 rows have no time" in warnings
+    assert "times of 1 users run backwards" in warnings
     shown = data.exposures.to_pandas().groupby("user_id")["item_id"].agg(list)
     assert shown.tolist() == [[str(item) for item in row] for row in ROWS], "the order of the lists counts"
 

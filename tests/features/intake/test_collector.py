@@ -250,6 +250,21 @@ def test_it_does_not_start_without_tokens(
     assert not (tmp_path / "wal").exists()
 
 
+def test_it_does_not_start_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONEREC_CLIENT_TOKEN", "c")
+    monkeypatch.setenv("ONEREC_SERVER_TOKEN", "s")
+    settings.cache_clear()
+    (tmp_path / "file").write_text("mine")
+    for wal in (tmp_path / "file", tmp_path / "file" / "wal", Path("/proc/onerec")):
+        assert main(["--wal", str(wal), "--port", "1", "--no-features"]) == 2
+        said = capsys.readouterr().err
+        assert f"the collector cannot start: {wal} cannot be used: " in said
+        assert "Errno" not in said
+    settings.cache_clear()
+
+
 def test_clocks_that_are_far_off_are_counted_or_refused(make: Collectors) -> None:
     far = int((time.time() + 10 * 365 * 86400) * 1000)
     now = int(time.time() * 1000)
