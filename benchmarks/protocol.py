@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.leave_one_out import LEAST, Histories
+from models.tokenizer.interactions import times
 
 DAY_MS = 86_400_000
 
@@ -24,6 +25,8 @@ class Split:
     validation: np.ndarray
     test: np.ndarray
     name: str
+    until_ms: int | None = None
+    """Nothing of anybody from this time on may be learned from; None: of a user nothing from the validation on."""
 
     def sampled(self, tests: int, targets: int) -> "Split":
         """With at most ``tests`` tests and validations, and what ``targets`` positions of whole users teach; random."""
@@ -43,6 +46,8 @@ class Split:
         place = np.arange(len(self.histories.item))
         user = np.searchsorted(self.histories.starts, place, side="right") - 1
         kept[self.histories.row[place > last[user]]] = False
+        if self.until_ms is not None:  # also what met no engagement, and users who are not tested
+            kept &= times(exposures) < self.until_ms
         return exposures.filter(pa.array(kept))
 
     def last(self) -> np.ndarray:
@@ -57,7 +62,10 @@ class Split:
         """int64 [items], how often each item stands in what is learned from."""
         place = np.arange(len(self.histories.item))
         user = np.searchsorted(self.histories.starts, place, side="right") - 1
-        return np.bincount(self.histories.item[place <= self.last()[user]], minlength=items)
+        learned = place <= self.last()[user]
+        if self.until_ms is not None:
+            learned &= self.histories.time_ms < self.until_ms
+        return np.bincount(self.histories.item[learned], minlength=items)
 
 
 def leave_one_out(histories: Histories) -> Split:
@@ -93,7 +101,9 @@ def time_split(histories: Histories, date_ms: int, validation_days: float = 1.0)
             f"{len(training)} interactions to learn from, {len(validation)} to validate and {len(test)} to test on; "
             f"choose a date that has interactions after it, within {validation_days:g} days before it and earlier"
         )
-    return Split(histories=histories, training=training, validation=validation, test=test, name="time split")
+    return Split(
+        histories=histories, training=training, validation=validation, test=test, name="time split", until_ms=border
+    )
 
 
 def _first_since(histories: Histories, eligible: np.ndarray, time_ms: int) -> np.ndarray:

@@ -162,13 +162,19 @@ def _sasrec(dates: bool) -> Callable[[Question, Path, Progress], Fitted]:
 
 def _configs(question: Question, folder: Path, dates: bool) -> list[SASRecConfig]:
     """What is tried: every dropout with the first seed in the published order, and what won there in the others."""
-    base = SASRecConfig(dates=dates, seed=question.seed)
+    base = SASRecConfig(dates=dates, seed=question.seed, limit=_length(question))
     if question.quick:
         return [replace(base, epochs=4, every=2, least_steps=1)]
     first = folder.with_name(f"{folder.name.rsplit('-', 2)[0]}-raw-0") / "run.json"
     if (question.seed or question.shuffled) and first.exists():
         return [replace(base, dropout=json.loads(first.read_text())["dropout"])]
     return [replace(base, dropout=dropout) for dropout in DROPOUTS]
+
+
+def _length(question: Question) -> int:
+    """Interactions that SASRec reads, as its paper has it: 50 on reviews, 200 on MovieLens, whose users are long."""
+    lengths = np.diff(question.split.histories.starts)
+    return 200 if np.quantile(lengths, 0.95) > 100 else SASRecConfig.limit
 
 
 def _generator(recipe: Recipe) -> Callable[[Question, Path, Progress], Fitted]:
@@ -266,7 +272,10 @@ def _plain(value: Any) -> Any:
 def _of_sasrec(dates: bool) -> Model:
     return Model(
         _sasrec(dates),
-        lambda question: {**_plain(asdict(SASRecConfig(dates=dates, seed=question.seed))), "dropout": list(DROPOUTS)},
+        lambda question: {
+            **_plain(asdict(SASRecConfig(dates=dates, seed=question.seed, limit=_length(question)))),
+            "dropout": list(DROPOUTS),
+        },
     )
 
 

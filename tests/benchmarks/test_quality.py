@@ -94,6 +94,23 @@ def test_a_time_split_learns_from_the_past_alone(histories: Histories, exposures
         time_split(histories, START_S * 1000)
 
 
+def test_users_who_are_not_tested_teach_nothing_after_the_date_either(
+    histories: Histories, exposures: pa.Table
+) -> None:
+    date = START_S * 1000 + 6 * DAY_MS
+    event_time = exposures.schema.get_field_index("event_time")
+    late = exposures.slice(0, 4).set_column(
+        event_time,
+        "event_time",
+        pa.array([date - DAY_MS, date - 1, date, date + DAY_MS]).cast(pa.timestamp("ms", "UTC")),
+    )
+    log = pa.concat_tables([exposures, late.cast(exposures.schema)])  # rows that stand in no history
+    split = time_split(histories, date)
+    assert split.training_table(log).equals(split.training_table(exposures))
+    past = int((histories.time_ms < date - DAY_MS).sum())
+    assert split.occurrences(ITEMS).sum() == past
+
+
 def test_ties_are_shuffled_and_order_in_time_is_kept(folder: Path, tmp_path: Path) -> None:
     two_a_day = [[START_S + step // 2 * 86_400 for step in range(LENGTH)]] * USERS
     write(tmp_path, [walk(user) for user in range(USERS)], two_a_day, [f"thing {row}" for row in range(ITEMS)])
