@@ -69,6 +69,8 @@ class Service:
     started: Callable[[Site], None] = field(default=lambda site: None)
     litter: Callable[[Site], list[Path]] = field(default=lambda site: [])
     patience: float = 90.0
+    tries: int = 1
+    """How often it is started when it ends by itself before it is healthy."""
     hint: str = ""
     optional: bool = False
 
@@ -356,6 +358,7 @@ SERVICES: dict[str, Service] = {
             prepare=lambda site: _ray_started(site).unlink(missing_ok=True),
             healthy=_ray_healthy,
             litter=_ray_litter,
+            tries=3,  # on a busy machine its parts give up on each other after 15 s
             hint="Ray comes with `pip install 'ray[data,train]'` and needs some room in /dev/shm and /tmp; on a busy "
             "machine its parts give up on each other after 15 s: try again",
         ),

@@ -120,6 +120,7 @@ def _start(
     """Starts each service as soon as those it needs are healthy, until all ``wanted`` are, and are at the end still."""
     waiting, ready = list(wanted), set[str]()
     begun: dict[str, float] = {}
+    tries = dict.fromkeys(starting, 0)
     while waiting:
         for name in waiting.copy():
             service = services[name]
@@ -128,7 +129,8 @@ def _start(
             if name not in begun:
                 begun[name] = time.monotonic()
                 if name in starting:
-                    progress(name, "starting")
+                    progress(name, "starting" if not tries[name] else "ended while starting; once more")
+                    tries[name] += 1
                     known[name] = _launch(site, service)
                     record(site.home, known)
             if service.healthy(site):
@@ -137,6 +139,9 @@ def _start(
                 ready.add(name)
                 took = f" after {time.monotonic() - begun[name]:.1f} s"
                 progress(name, f"healthy at {known[name].address}" + (took if name in starting else ", was up"))
+            elif tries.get(name, service.tries) < service.tries and not known[name].recorded.process():
+                processes.end([(known[name].recorded, marker(site.home, name))], grace=1)
+                del begun[name]
             else:
                 _check_start(known[name], service, time.monotonic() - begun[name])
         _check_alive({name: known[name] for name in ready}, services)

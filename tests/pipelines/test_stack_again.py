@@ -106,3 +106,28 @@ def test_a_port_for_a_service_that_is_not_started_is_refused(home: Path) -> None
         stack.up(home, ["a"], ports={"a": port - 1}, services=services)
     assert "onerec down --only a" in caught.value.hint
     stack.down(home, services=services)
+
+
+ONCE = """
+import pathlib, sys
+mark = pathlib.Path("once")
+if not mark.exists():
+    mark.touch()
+    sys.exit("too slow")
+"""
+
+
+@pytest.mark.parametrize(("tries", "enough"), [(1, False), (2, True)])
+def test_what_gives_up_while_starting_is_started_again(home: Path, tries: int, enough: bool) -> None:
+    services = named(replace(small("timid", ONCE + LISTEN), tries=tries))
+    told: list[tuple[str, str]] = []
+    if not enough:
+        with pytest.raises(StackError, match=r"timid ended while starting(.|\n)*too slow"):
+            stack.up(home, services=services)
+        assert not left(home)
+        return
+    assert stack.up(home, services=services, progress=lambda *said: told.append(said)) == ["timid"]
+    assert ("timid", "ended while starting; once more") in told
+    assert stack.status(home, services=services)[0].state == "healthy"
+    stack.down(home, services=services)
+    assert not left(home)
