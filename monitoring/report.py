@@ -15,6 +15,12 @@ from monitoring.page import page, plots
 
 COLOURS = {"onerec": "#1f6feb", "frozen": "#8b949e", "cascade": "#d29922"}
 LABELS = {"onerec": "OneRec, retrained nightly", "frozen": "OneRec, frozen at day 1", "cascade": "Cascade, retrained"}
+SHOWN = {
+    "model": "the likeliest of what it generates",
+    "reward": "what it generates by P-Score",
+    "stay": "what it generates and predicts to be watched longest",
+}
+"""What each way to select (``models.serving.selection``) means to a reader."""
 INTERACTIONS = ("like", "follow", "comment", "forward", "collect", "profile_enter", "dislike")
 LAYOUT = {"height": 380, "legend": {"orientation": "h", "y": 1.12}}
 """Plotly's, of every plot."""
@@ -68,7 +74,7 @@ def _head(result: dict[str, Any]) -> str:
     return (
         "<h1>OneRec: the loop</h1>"
         f"<p class=note>{result['days']} days, users: {html.escape(result['world'])}; seed {result['seed']}; "
-        f"OneRec's lists are chosen by {html.escape(result['select'])}; "
+        f"OneRec shows {SHOWN[result['select']]}; "
         f"{html.escape(result['hardware'])}; <code>{html.escape(result['command'])}</code></p>"
         f"<div class=cards>{''.join(cards)}</div>"
     )

@@ -1,9 +1,10 @@
-"""Every pipeline compiled once for all tests that only read it: KFP's compiler takes seconds a pipeline."""
+"""Pipelines compiled once for all tests that only read them (KFP takes seconds for each), and a platform's home."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small_services import left
 
 from pipelines.compilation import compile_one
 from pipelines.profiles import LOCAL, PROFILES
@@ -23,3 +24,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
         return known[name, profile]
 
     return of
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a local platform; what still runs of it at the end is killed."""
+    folder = (tmp_path / "home").resolve()
+    yield folder
+    for process in left(folder):
+        process.kill()

@@ -33,14 +33,6 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_n
 )
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    folder = (tmp_path / "home").resolve()
-    yield folder
-    for process in left(folder):
-        process.kill()
-
-
 def test_up_is_harmless_twice_and_down_leaves_nothing(home: Path) -> None:
     services = named(small("a"), small("b", needs=("a",)))
     assert stack.up(home, services=services) == ["a", "b"]

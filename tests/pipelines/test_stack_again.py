@@ -1,6 +1,5 @@
 """`onerec up` looks again before it says that all is well, and refuses ports that nobody would listen on."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,6 @@ from pipelines import stack
 from pipelines.__main__ import app
 from pipelines.services import HOST, SERVICES, Service, Site, ray_folder
 from pipelines.stack import StackError
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    folder = (tmp_path / "home").resolve()
-    yield folder
-    for process in left(folder):
-        process.kill()
 
 
 def killing(victim: str, home: Path, *, then: bool = True) -> Service:
